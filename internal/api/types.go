@@ -1,0 +1,202 @@
+package api
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Manager is what the server needs of the daemon. Errors it returns are
+// *Error; any other error is answered as Failed. Methods may be called from
+// any goroutine and end early when ctx does.
+type Manager interface {
+	Version() Version
+	Status(ctx context.Context) (Status, error)
+	Sessions(ctx context.Context) ([]Session, error)
+	Session(ctx context.Context, id string) (SessionDetail, error)
+	KillSession(ctx context.Context, id, reason string) error
+
+	Invite(ctx context.Context, req InviteRequest) (InviteReply, error)
+	Nodes(ctx context.Context) ([]Node, error)
+	RevokeNode(ctx context.Context, name string) error
+
+	Join(ctx context.Context, req JoinRequest) (JoinReply, error)
+	// Up starts a tunnel and, with a wait above zero, returns when its
+	// session is established or refused for good, or fails when wait is over.
+	Up(ctx context.Context, tunnel string, wait time.Duration) (Tunnel, error)
+	Down(ctx context.Context, tunnel string) error
+	Leave(ctx context.Context, tunnel string) error
+
+	// Events returns the remembered events and, with follow, a channel with
+	// those after them, closed when ctx ends or the reader falls behind.
+	Events(ctx context.Context, follow bool) ([]Event, <-chan Event, error)
+}
+
+// Code classifies an Error; it decides the exit status of tunnelctl.
+type Code string
+
+// The codes and the exit statuses they lead to.
+const (
+	Failed     Code = "failed"      // 1
+	Usage      Code = "usage"       // 2
+	NoSuch     Code = "no-such"     // 4
+	NotAllowed Code = "not-allowed" // 5
+)
+
+// Error is what a request failed with. Message is one sentence, lower case,
+// that names the thing and the value; Hint, if any, is the way out.
+type Error struct {
+	Code    Code   `json:"code"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Version says what a program is and what it was built from.
+type Version struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision"`
+	Go       string `json:"go"`
+}
+
+// Status is the answer to `status`: a contract, see docs/operations.md. All
+// keys are always there; unknown is null, lists are never null.
+type Status struct {
+	Node     string    `json:"node"`
+	BootID   string    `json:"boot_id"`
+	Tunnels  []Tunnel  `json:"tunnels"`
+	Networks []Network `json:"networks"`
+	Problems []Problem `json:"problems"`
+}
+
+// Tunnel is one tunnel this node dials.
+type Tunnel struct {
+	Name            string       `json:"name"`
+	State           string       `json:"state"`
+	Session         *string      `json:"session"`
+	Addresses       []netip.Addr `json:"addresses"`
+	Gateway         *string      `json:"gateway"`
+	Path            *string      `json:"path"`
+	Endpoint        *string      `json:"endpoint"`
+	Interface       *string      `json:"interface"`
+	MTU             *int         `json:"mtu"`
+	KeyEpoch        *uint32      `json:"key_epoch"`
+	Resumes         uint64       `json:"resumes"`
+	LastHandshakeAt *time.Time   `json:"last_handshake_at"`
+	RxBytes         uint64       `json:"rx_bytes"`
+	TxBytes         uint64       `json:"tx_bytes"`
+	Since           *time.Time   `json:"since"`
+
+	Routes        []netip.Prefix `json:"routes"`
+	RefusedRoutes []netip.Prefix `json:"refused_routes"`
+	Advertise     []netip.Prefix `json:"advertise"`
+	// DataAlive says whether the data path is known to work, apart from the
+	// control connection; null when there is no session.
+	DataAlive *bool `json:"data_alive"`
+	// LastError is why the tunnel is not up, or was not at the last try.
+	LastError *string `json:"last_error"`
+	Enabled   bool    `json:"enabled"` // false after `down`
+}
+
+// Network is one network this gateway offers.
+type Network struct {
+	Name      string         `json:"name"`
+	Interface string         `json:"interface"`
+	Pools     []netip.Prefix `json:"pools"`
+	Addresses []netip.Addr   `json:"addresses"`
+	Routes    []netip.Prefix `json:"routes"`
+	Sessions  int            `json:"sessions"`
+	Leased    int            `json:"leased"`
+}
+
+// Problem is something about this host that stops traffic, and its mending.
+type Problem struct {
+	Interface string `json:"interface"`
+	What      string `json:"what"`
+	Mend      string `json:"mend"`
+}
+
+// Session is one session as the gateway sees it, never a closed one.
+type Session struct {
+	Session         string       `json:"session"`
+	Node            string       `json:"node"`
+	User            *string      `json:"user"`
+	Network         string       `json:"network"`
+	State           string       `json:"state"`
+	Addresses       []netip.Addr `json:"addresses"`
+	Path            *string      `json:"path"`
+	Endpoint        *string      `json:"endpoint"`
+	KeyEpoch        *uint32      `json:"key_epoch"`
+	Resumes         uint64       `json:"resumes"`
+	LastHandshakeAt *time.Time   `json:"last_handshake_at"`
+	RxBytes         uint64       `json:"rx_bytes"`
+	TxBytes         uint64       `json:"tx_bytes"`
+	Since           *time.Time   `json:"since"`
+	ExpiresAt       *time.Time   `json:"expires_at"`
+}
+
+// SessionDetail is `session show`: the session and what happened to it, oldest
+// first, as far as this daemon remembers.
+type SessionDetail struct {
+	Session
+	Advertise []netip.Prefix `json:"advertise"`
+	History   []Event        `json:"history"`
+}
+
+// Event is one line of `events --json`.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Event   string    `json:"event"`
+	Session *string   `json:"session"`
+	Node    *string   `json:"node"`
+	Network *string   `json:"network"`
+	Cause   *string   `json:"cause"`
+}
+
+// InviteRequest asks for an invite code.
+type InviteRequest struct {
+	Node      string         `json:"node"`
+	Networks  []string       `json:"networks"` // empty: every network of the gateway
+	Advertise []netip.Prefix `json:"advertise"`
+	TTLMillis int64          `json:"ttl_ms"`
+	Replace   bool           `json:"replace"`
+}
+
+// InviteReply carries the code: one line, valid once until ExpiresAt.
+type InviteReply struct {
+	Code      string    `json:"code"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// JoinRequest enrols this node with an invite code.
+type JoinRequest struct {
+	Code      string `json:"code"`
+	As        string `json:"as"`        // tunnel name; empty: the network's
+	Interface string `json:"interface"` // empty: the lowest free tnlN
+}
+
+// JoinReply says what was written.
+type JoinReply struct {
+	Node    string         `json:"node"`
+	Gateway string         `json:"gateway"`
+	Tunnels []JoinedTunnel `json:"tunnels"`
+}
+
+// JoinedTunnel is one tunnel that join wrote.
+type JoinedTunnel struct {
+	Name   string         `json:"name"`
+	File   string         `json:"file"`
+	Routes []netip.Prefix `json:"routes"` // accepted from now on
+}
+
+// Node is one node a gateway has invited.
+type Node struct {
+	Name      string         `json:"name"`
+	ID        *string        `json:"id"`
+	State     string         `json:"state"` // invited, enrolled, revoked
+	Networks  []string       `json:"networks"`
+	Advertise []netip.Prefix `json:"advertise"`
+	Sessions  int            `json:"sessions"`
+	ExpiresAt *time.Time     `json:"expires_at"` // of the invite, or of the certificate
+}

@@ -1,0 +1,102 @@
+// Package event says what happened: the events that `tunnelctl events` shows
+// and the vocabulary of the log.
+package event
+
+import (
+	"sync"
+	"time"
+
+	"tunneld/internal/session"
+)
+
+// Kind names what happened. The names are a contract with whoever reads
+// `tunnelctl events --json`: add to them, do not rename them.
+type Kind string
+
+// The life of a session and of the nodes around it.
+const (
+	SessionEstablished Kind = "session-established"
+	SessionSuspended   Kind = "session-suspended"
+	SessionResumed     Kind = "session-resumed"
+	SessionClosed      Kind = "session-closed"
+	SessionRefused     Kind = "session-refused"
+	EndpointMoved      Kind = "endpoint-moved"
+	RoutesChanged      Kind = "routes-changed"
+	RouteRefused       Kind = "route-refused"
+	NodeInvited        Kind = "node-invited"
+	NodeEnrolled       Kind = "node-enrolled"
+	NodeRevoked        Kind = "node-revoked"
+	NodeRenewed        Kind = "node-renewed"
+	ClonedState        Kind = "cloned-state"
+	DaemonStarted      Kind = "daemon-started"
+	DaemonStopping     Kind = "daemon-stopping"
+)
+
+// Event is one thing that happened. What does not apply is zero.
+type Event struct {
+	Time    time.Time
+	Kind    Kind
+	Session session.ID
+	Node    string
+	Network string
+	Cause   string
+}
+
+// historySize is how many events a Bus keeps for those who come late.
+const historySize = 1024
+
+// subscriberQueue is how far a reader may fall behind before it is cut off.
+const subscriberQueue = 256
+
+// Bus hands events to whoever listens and remembers the last of them. A reader
+// that does not keep up is cut off rather than waited for. The zero Bus is
+// ready to use; its methods may be called from any goroutine.
+type Bus struct {
+	mu      sync.Mutex // guards everything below
+	history []Event
+	readers map[chan Event]struct{}
+}
+
+// Publish records e, stamping it with the present time if it has none.
+func (b *Bus) Publish(e Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.history) == historySize {
+		copy(b.history, b.history[1:])
+		b.history = b.history[:historySize-1]
+	}
+	b.history = append(b.history, e)
+	for ch := range b.readers {
+		select {
+		case ch <- e:
+		default:
+			delete(b.readers, ch)
+			close(ch)
+		}
+	}
+}
+
+// Subscribe returns the remembered events, oldest first, and a channel with
+// those that follow, without a gap between the two. The channel is closed when
+// the reader falls too far behind, or by cancel, which must be called.
+func (b *Bus) Subscribe() (past []Event, next <-chan Event, cancel func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ch := make(chan Event, subscriberQueue)
+	if b.readers == nil {
+		b.readers = make(map[chan Event]struct{})
+	}
+	b.readers[ch] = struct{}{}
+	cancel = func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if _, ok := b.readers[ch]; ok {
+			delete(b.readers, ch)
+			close(ch)
+		}
+	}
+	return append([]Event(nil), b.history...), ch, cancel
+}

@@ -1,0 +1,44 @@
+// Package store remembers across restarts: one small interface of transactions
+// over named buckets. Everything in it is sealed; nothing is acknowledged before
+// it is on disk.
+package store
+
+import "errors"
+
+// Errors that callers branch on.
+var (
+	ErrNotFound = errors.New("store: not found")
+	ErrLocked   = errors.New("store: locked by another process")
+	ErrNewer    = errors.New("store: written by a newer version")
+	ErrCorrupt  = errors.New("store: damaged")
+	ErrClosed   = errors.New("store: closed")
+)
+
+// Store is a set of buckets of key-value pairs. Methods may be called from any
+// goroutine.
+type Store interface {
+	// Update runs fn in a read-write transaction. When Update returns nil the
+	// change is durable (fsync); when it returns an error nothing changed.
+	// Concurrent callers may share one fsync; fn may run more than once, so
+	// it must set what it returns and not add to it.
+	Update(fn func(Tx) error) error
+	// View runs fn in a read-only transaction.
+	View(fn func(Tx) error) error
+	// Close waits for transactions to end. Afterwards all fail with ErrClosed.
+	Close() error
+}
+
+// Tx is a transaction, valid only inside the function it was given to.
+type Tx interface {
+	// Get returns the value under key, which the caller may keep, or
+	// ErrNotFound.
+	Get(bucket, key string) ([]byte, error)
+	// Put sets the value under key. The key is stored as it is, the value
+	// sealed.
+	Put(bucket, key string, value []byte) error
+	// Delete removes key; it is no error if it is not there.
+	Delete(bucket, key string) error
+	// Each calls fn for every pair of the bucket in the order of keys, until
+	// fn returns an error, which Each returns.
+	Each(bucket string, fn func(key string, value []byte) error) error
+}

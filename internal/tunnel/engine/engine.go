@@ -1,0 +1,127 @@
+// Package engine declares the data plane: what moves the packets of sessions
+// between TUN devices and the network. On the wire every engine is WireGuard
+// (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s).
+//
+// Three implementations: Fake (in memory, for tests), engine/reference
+// (wireguard-go's device) and, later, the native one.
+package engine
+
+import (
+	"encoding/base64"
+	"errors"
+	"net/netip"
+	"time"
+
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+)
+
+// Errors that callers branch on.
+var (
+	ErrInterfaceTaken = errors.New("engine: interface name is taken")
+	ErrNoTUN          = errors.New("engine: no /dev/net/tun")
+	ErrNotPermitted   = errors.New("engine: not permitted (CAP_NET_ADMIN is missing)")
+	ErrPortTaken      = errors.New("engine: UDP port is taken")
+	ErrUnknownSession = errors.New("engine: no such session")
+	ErrKeyInUse       = errors.New("engine: public key belongs to another session")
+	ErrClosed         = errors.New("engine: closed")
+)
+
+// KeySize is the size of every key in octets.
+const KeySize = 32
+
+// PublicKey is an X25519 public key.
+type PublicKey [KeySize]byte
+
+// String is the key in base64, as `wg` prints it.
+func (k PublicKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
+
+// Gate says what may pass a session now. The data path reads it once a batch.
+type Gate uint8
+
+// A session starts Closed: handshakes may be answered, no packet passes.
+const (
+	Closed Gate = iota
+	Open
+	Quarantined // kept, but nothing passes until the control plane has decided
+)
+
+// Engine is one data plane: one UDP port, any number of devices. Its methods
+// may be called from any goroutine; one that returns nil has taken effect.
+type Engine interface {
+	// Open makes (or takes over) the TUN interface and starts moving packets.
+	// Errors: ErrInterfaceTaken, ErrNoTUN, ErrNotPermitted.
+	Open(DeviceConfig) (Device, error)
+	// Port is the UDP port the engine is bound to, in use by every device.
+	Port() uint16
+	// PathChanged says that the host's addresses or routes changed: cached
+	// source addresses are forgotten at once.
+	PathChanged()
+	// Close ends every device and waits for what they started.
+	Close() error
+}
+
+// DeviceConfig describes one TUN interface.
+type DeviceConfig struct {
+	Interface string // name in the kernel, at most 15 octets
+	MTU       int    // of the inside, in octets
+}
+
+// Device is one TUN interface and the sessions behind it. All of them share
+// the interface's private key; each has a public key of its own.
+//
+// Methods may be called from any goroutine; one that returns nil has taken
+// effect. They never wait for traffic. Those that name a session return
+// ErrUnknownSession if it is not there.
+type Device interface {
+	// Name is the interface's name in the kernel.
+	Name() string
+	// SetPrivateKey sets the static key of the interface. Setting another one
+	// than before ends every keypair in use; setting the same changes nothing.
+	SetPrivateKey(secret.Value) error
+	// Add adds a session, or replaces everything about the one of that ID
+	// except its live keypairs when PeerKey is unchanged. A peer key that
+	// another session has is refused with ErrKeyInUse.
+	Add(Session) error
+	// SetAllowedIPs makes the inner prefixes of a session exactly these.
+	SetAllowedIPs(session.ID, []netip.Prefix) error
+	// SetGate opens or closes a session, with effect from the next batch.
+	SetGate(session.ID, Gate) error
+	// SetEndpoint says where the peer is now; roaming may move it again.
+	SetEndpoint(session.ID, netip.AddrPort) error
+	// Remove forgets a session and wipes its keys. Unknown sessions are no
+	// error: the wish is fulfilled.
+	Remove(session.ID) error
+	// Handshake starts a handshake now. With fresh set, keypairs in use are
+	// no longer sent with, because the peer has lost them; otherwise traffic
+	// goes on with them until the new one stands.
+	Handshake(id session.ID, fresh bool) error
+	// Probe sends an authenticated empty packet now, so that the peer learns
+	// where we are. Without a live keypair it starts a handshake.
+	Probe(session.ID) error
+	// Stats reads the counters of one session.
+	Stats(session.ID) (Stats, error)
+	// Close removes the interface and waits for what Open started.
+	Close() error
+}
+
+// Session is what the data plane must know of a session.
+type Session struct {
+	ID           session.ID
+	PeerKey      PublicKey
+	PresharedKey secret.Value   // 32 octets; none at all for a peer without
+	AllowedIPs   []netip.Prefix // inner prefixes the peer may send from and receives
+	Endpoint     netip.AddrPort // zero: learnt from the peer's first packet
+	Keepalive    time.Duration  // persistent keepalive; zero: none
+	Gate         Gate
+}
+
+// Stats are the counters of a session in this process. Bytes are inner bytes:
+// what passed the TUN device, IP headers included.
+type Stats struct {
+	RxPackets, TxPackets uint64
+	RxBytes, TxBytes     uint64
+	Dropped              uint64         // packets a gate that is not open stopped, both directions
+	Endpoint             netip.AddrPort // where the peer was last seen; zero if never
+	LastHandshake        time.Time      // zero if there was none
+}
