@@ -5,13 +5,12 @@ package carrier
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
 	"time"
-
-	"crypto/tls"
 )
 
 // ALPN names of the two things a gateway speaks.
@@ -56,6 +55,8 @@ type Dialer struct {
 	// Control, if set, sees the socket before it connects, to mark it.
 	Control func(fd uintptr) error
 	Timeout time.Duration // for everything up to the open stream; 0: 10 s
+
+	now func() time.Time // for tests; nil: time.Now
 }
 
 // Limits bound what strangers cost (security: P6). Zero fields get defaults.

@@ -118,6 +118,7 @@ const (
 	CauseVersion        Cause = 18 // no protocol version in common
 	CauseCertificate    Cause = 19 // the certificate cannot be renewed
 	CauseConfiguration  Cause = 20 // the gateway's configuration changed: reconnect
+	CauseReplaced       Cause = 21 // the node has begun a new session in that network
 )
 
 // Advice is what the receiver of a refusal should do.
@@ -135,7 +136,7 @@ func (c Cause) Advice() Advice {
 	switch c {
 	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration:
 		return Reconnect
-	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion:
+	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced:
 		return GiveUp
 	}
 	return RetryLater

@@ -1,0 +1,158 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"tunneld/internal/control/wire"
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+)
+
+// Record is everything of a control connection that outlives its process: what
+// Save makes durable and Restore begins from.
+type Record struct {
+	Role        Role
+	LocalID     uint32
+	RemoteID    uint32
+	PeerID      session.ID // node id
+	PeerName    string
+	PeerBootID  session.ID
+	Ns, Nr      uint16         // next to send, next expected
+	Unacked     []*wire.Packet // sent, not known to be journalled by the peer
+	Generation  uint64         // of ResumeKey
+	ResumeKey   secret.Value   // 32 octets
+	NextKey     secret.Value   // a responder's: that of Generation+1, once offered
+	Attempt     uint64         // highest made (initiator) or believed (responder)
+	SuspendedAt time.Time      // zero while a transport carries the connection
+	Timers      wire.Timers
+	Sessions    []Session
+}
+
+// Session is one session of a control connection: everything that both ends
+// agreed on and what the data plane needs.
+type Session struct {
+	ID                session.ID
+	LocalID, RemoteID uint32
+	State             session.State
+	Network           string
+	Label             string // the initiator's own, never sent
+	Serial            uint32
+	Resumes           uint64
+
+	PrivateKey   secret.Value // ours for this session; a gateway's is its network's and not kept here
+	PublicKey    [32]byte     // ours
+	PeerKey      [32]byte
+	PresharedKey secret.Value
+	KeyEpoch     uint32
+
+	Addresses []netip.Addr   // the node's
+	Peers     []netip.Addr   // the gateway's
+	Routes    []netip.Prefix // the node sends these here
+	Advertise []netip.Prefix // the gateway sends these to the node
+	MTU       uint16
+	Timers    wire.Timers
+}
+
+// recordVersion is the version of the encoding below.
+const recordVersion = 1
+
+// The shapes on disk. Secrets are written in the clear here: the store seals.
+type (
+	recordV1 struct {
+		Version     int
+		Role        Role
+		LocalID     uint32
+		RemoteID    uint32
+		PeerID      session.ID
+		PeerName    string
+		PeerBootID  session.ID
+		Ns, Nr      uint16
+		Unacked     [][]byte
+		Generation  uint64
+		ResumeKey   []byte
+		NextKey     []byte
+		Attempt     uint64
+		SuspendedAt time.Time
+		Timers      wire.Timers
+		Sessions    []sessionV1
+	}
+	sessionV1 struct {
+		ID                session.ID
+		LocalID, RemoteID uint32
+		State             session.State
+		Network, Label    string
+		Serial            uint32
+		Resumes           uint64
+		PrivateKey        []byte
+		PublicKey         [32]byte
+		PeerKey           [32]byte
+		PresharedKey      []byte
+		KeyEpoch          uint32
+		Addresses, Peers  []netip.Addr
+		Routes, Advertise []netip.Prefix
+		MTU               uint16
+		Timers            wire.Timers
+	}
+)
+
+// Encode writes the record for the store. The result holds secrets.
+func (r *Record) Encode() ([]byte, error) {
+	v := recordV1{
+		Version: recordVersion, Role: r.Role, LocalID: r.LocalID, RemoteID: r.RemoteID,
+		PeerID: r.PeerID, PeerName: r.PeerName, PeerBootID: r.PeerBootID, Ns: r.Ns, Nr: r.Nr,
+		Generation: r.Generation, ResumeKey: r.ResumeKey.Reveal(), NextKey: r.NextKey.Reveal(),
+		Attempt: r.Attempt, SuspendedAt: r.SuspendedAt, Timers: r.Timers,
+	}
+	for _, p := range r.Unacked {
+		b, err := p.Append(nil)
+		if err != nil {
+			return nil, fmt.Errorf("record of connection %d: %w", r.LocalID, err)
+		}
+		v.Unacked = append(v.Unacked, b)
+	}
+	for _, s := range r.Sessions {
+		v.Sessions = append(v.Sessions, sessionV1{
+			ID: s.ID, LocalID: s.LocalID, RemoteID: s.RemoteID, State: s.State, Network: s.Network, Label: s.Label, Serial: s.Serial,
+			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
+			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch, Addresses: s.Addresses, Peers: s.Peers,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers,
+		})
+	}
+	return json.Marshal(v)
+}
+
+// DecodeRecord reads what Encode wrote.
+func DecodeRecord(b []byte) (*Record, error) {
+	var v recordV1
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, fmt.Errorf("record of a control connection: %w", err)
+	}
+	if v.Version != recordVersion {
+		return nil, fmt.Errorf("record of a control connection: version %d, this daemon knows %d", v.Version, recordVersion)
+	}
+	r := &Record{
+		Role: v.Role, LocalID: v.LocalID, RemoteID: v.RemoteID, PeerID: v.PeerID, PeerName: v.PeerName,
+		PeerBootID: v.PeerBootID, Ns: v.Ns, Nr: v.Nr, Generation: v.Generation,
+		ResumeKey: secret.New(v.ResumeKey), NextKey: secret.New(v.NextKey),
+		Attempt: v.Attempt, SuspendedAt: v.SuspendedAt, Timers: v.Timers,
+	}
+	for _, b := range v.Unacked {
+		p, err := wire.Parse(b)
+		if err != nil {
+			return nil, fmt.Errorf("record of connection %d: %w", v.LocalID, err)
+		}
+		r.Unacked = append(r.Unacked, p)
+	}
+	for _, s := range v.Sessions {
+		r.Sessions = append(r.Sessions, Session{
+			ID: s.ID, LocalID: s.LocalID, RemoteID: s.RemoteID, State: s.State, Network: s.Network, Label: s.Label, Serial: s.Serial,
+			Resumes: s.Resumes, PrivateKey: secret.New(s.PrivateKey), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
+			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch, Addresses: s.Addresses, Peers: s.Peers,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers,
+		})
+	}
+	return r, nil
+}
