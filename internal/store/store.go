@@ -1,6 +1,6 @@
 // Package store remembers across restarts: one small interface of transactions
-// over named buckets. Everything in it is sealed; nothing is acknowledged before
-// it is on disk.
+// over named buckets. Every value is sealed (names of buckets and keys are not,
+// see [Bolt]); nothing is acknowledged before it is on disk.
 package store
 
 import "errors"
@@ -20,15 +20,19 @@ type Store interface {
 	// Update runs fn in a read-write transaction. When Update returns nil the
 	// change is durable (fsync); when it returns an error nothing changed.
 	// Concurrent callers may share one fsync; fn may run more than once, so
-	// it must set what it returns and not add to it.
+	// it must set what it returns and not add to it. It must not call the
+	// store.
 	Update(fn func(Tx) error) error
-	// View runs fn in a read-only transaction.
+	// View runs fn in a read-only transaction: on what the last Update left,
+	// whatever is written meanwhile. fn must not call the store.
 	View(fn func(Tx) error) error
 	// Close waits for transactions to end. Afterwards all fail with ErrClosed.
 	Close() error
 }
 
-// Tx is a transaction, valid only inside the function it was given to.
+// Tx is a transaction, valid only inside the function it was given to and in
+// its goroutine. A bucket comes into being with its first Put; one that is not
+// there is empty. Neither bucket nor key may be empty or longer than 32 KiB.
 type Tx interface {
 	// Get returns the value under key, which the caller may keep, or
 	// ErrNotFound.
@@ -38,7 +42,8 @@ type Tx interface {
 	Put(bucket, key string, value []byte) error
 	// Delete removes key; it is no error if it is not there.
 	Delete(bucket, key string) error
-	// Each calls fn for every pair of the bucket in the order of keys, until
-	// fn returns an error, which Each returns.
+	// Each calls fn for every pair that is in the bucket when Each is called,
+	// in the order of keys, until fn returns an error, which Each returns. fn
+	// may keep value and may change the bucket.
 	Each(bucket string, fn func(key string, value []byte) error) error
 }

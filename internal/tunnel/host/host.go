@@ -31,13 +31,15 @@ var (
 // exactly as its arguments say, and saying the same again changes nothing.
 type Host interface {
 	// SetLink gives the interface its addresses (each with its own prefix
-	// length) and MTU, and sets it up.
+	// length; the first of a family is the source its routes prefer) and MTU,
+	// and sets it up. Link-local addresses are left alone.
 	SetLink(ifname string, addresses []netip.Prefix, mtu int) error
 	// SetRoutes makes our routes through the interface exactly these. A
 	// default route goes into Table with a rule that leaves out marked
 	// packets and everything the main table knows better; the others go into
-	// the main table. Routes vanish with their interface; rules are taken back
-	// by SetRoutes with none.
+	// the main table. A prefix that another interface has already is an error,
+	// and then nothing changes. Routes vanish with their interface; rules are
+	// taken back by SetRoutes with none, also when the interface is gone.
 	SetRoutes(ifname string, routes []netip.Prefix) error
 	// SetMasquerade rewrites the source of packets that come from inside and
 	// leave by another interface than ifname, for hosts without a route
@@ -57,15 +59,24 @@ type Host interface {
 	// misses one: after an overrun it sends one and goes on. A reader that is
 	// busy gets the changes meanwhile as one.
 	Watch(ctx context.Context) (<-chan Change, error)
-	// Cleanup takes rules and filters of ours off the host: those of this
-	// process's interfaces, or left behind by one that was killed.
+	// FlushConntrack makes the kernel forget the connections it tracks from or
+	// to these addresses, so that the next tenant of an address inherits none
+	// of them. A kernel that tracks no connections has nothing to forget: nil.
+	FlushConntrack(addrs []netip.Addr) error
+	// Cleanup takes our routes, rules and filters for the interface off the
+	// host, and whatever a killed process left behind: rules whose table is
+	// empty, filters that name an interface which is gone. With an empty name
+	// it takes off only what was left behind. The interface and its addresses
+	// belong to the engine and stay.
 	Cleanup(ifname string) error
 }
 
 // Change tells of a network change.
 type Change struct {
-	// Fingerprint names the present default routes and their source addresses; two changes
-	// with the same Fingerprint need no new dial.
+	// Fingerprint names the present default routes, and the addresses and
+	// carrier of the interfaces that lead to a router (of all interfaces but
+	// ours, in a family without any router); two changes with the same
+	// Fingerprint need no new dial. It is for comparing and for the log.
 	Fingerprint string
 }
 

@@ -1,0 +1,107 @@
+package tunnel
+
+import (
+	"time"
+
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// silentAfter is how old the last handshake may be before the data path counts
+// as silent: WireGuard refuses keys older than that (Reject-After-Time).
+const silentAfter = 180 * time.Second
+
+// alive reports whether the data path of a session is known to work.
+func alive(st engine.Stats, now time.Time) bool {
+	return !st.LastHandshake.IsZero() && now.Sub(st.LastHandshake) < silentAfter
+}
+
+// statsOf reads a session's counters; a session that the data plane does not
+// know has none.
+func statsOf(d engine.Device, id session.ID) engine.Stats {
+	if d == nil {
+		return engine.Stats{}
+	}
+	st, err := d.Stats(id)
+	if err != nil {
+		return engine.Stats{}
+	}
+	return st
+}
+
+// countersLocked are the inner octets of a session over its whole life.
+func (g *gateway) countersLocked(mb *member) countersV1 {
+	return mb.base.plus(statsOf(mb.network.dev, mb.id))
+}
+
+func (c countersV1) plus(st engine.Stats) countersV1 {
+	c.RxBytes += st.RxBytes
+	c.TxBytes += st.TxBytes
+	return c
+}
+
+// saveCounters writes what must not be lost with this process; a kill costs
+// what was counted since the last time.
+func (m *Manager) saveCounters() {
+	live := map[session.ID]countersV1{}
+	var gone []session.ID
+	m.mu.Lock()
+	for _, t := range m.tunnels {
+		if t.session != nil && t.dev != nil {
+			live[t.session.ID] = t.base.plus(statsOf(t.dev, t.session.ID))
+		}
+	}
+	gone, m.gone = m.gone, nil
+	m.mu.Unlock()
+	if g := m.gateway; g != nil {
+		g.mu.Lock()
+		for id, mb := range g.members {
+			live[id] = g.countersLocked(mb)
+		}
+		gone = append(gone, g.gone...)
+		g.gone = nil
+		g.mu.Unlock()
+	}
+	if len(live)+len(gone) == 0 {
+		return
+	}
+	if err := m.journal.saveCounters(live, gone); err != nil {
+		m.log.Error("counters not saved", event.KeyErr, err)
+	}
+}
+
+// goneLocked marks a session's counters for removal.
+func (m *Manager) goneLocked(id session.ID) { m.gone = append(m.gone, id) }
+
+// reportSilence tells a gateway of sessions whose control is up and whose data
+// path is not: WEN, at most once a minute (RFC 3931, section 6.13).
+func (m *Manager) reportSilence() {
+	const atMost = time.Minute
+	now := time.Now()
+	type report struct {
+		conn *control.Conn
+		ev   control.ReportTrouble
+	}
+	var reports []report
+	m.mu.Lock()
+	for _, t := range m.tunnels {
+		if t.session == nil || t.dev == nil || t.state != session.Established || now.Sub(t.reported) < atMost || now.Sub(t.since) < atMost {
+			continue
+		}
+		if st := statsOf(t.dev, t.session.ID); !alive(st, now) && t.link.conn != nil {
+			t.reported = now
+			t.m.log.Warn("data path is silent", event.KeyTunnel, t.cfg.Name, event.KeySession, t.session.ID)
+			reports = append(reports, report{t.link.conn, control.ReportTrouble{
+				LocalID: t.session.LocalID, Errors: wire.CircuitErrors{Timeouts: 1},
+				Statistics: &wire.Statistics{RxPackets: st.RxPackets, TxPackets: st.TxPackets, RxBytes: st.RxBytes, TxBytes: st.TxBytes},
+			}})
+		}
+	}
+	m.mu.Unlock()
+	for _, r := range reports {
+		r.conn.Do(m.ctx, r.ev)
+	}
+}

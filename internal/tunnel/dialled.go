@@ -1,0 +1,283 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"tunneld/internal/api"
+	"tunneld/internal/config"
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// keepalive is how often a node shows itself through the NATs on its way, so
+// that the gateway can reach it: WireGuard's usual value.
+const keepalive = 25 * time.Second
+
+// dialled is one tunnel of this node. Manager.mu guards it.
+type dialled struct {
+	m      *Manager
+	cfg    config.Tunnel
+	joined bool // written by join, not by the administrator
+	link   *link
+
+	saved   tunnelV1
+	wanted  bool // auto or up, and not down
+	ifname  string
+	dev     engine.Device    // nil while there is no interface
+	session *control.Session // nil while there is none
+	state   session.State
+	since   time.Time
+	base    countersV1
+	refused []prefix // routes the gateway sent and accept_routes does not have
+
+	lastErr  error
+	cause    wire.Cause // of the last refusal
+	denied   bool       // the gateway does not take our certificate
+	givenUp  bool       // refused for good: only `up` tries again
+	retryAt  time.Time  // not before, after a refusal
+	failures int
+	reported time.Time     // of a silent data path, last
+	changed  chan struct{} // closed and made anew at each change, for those who wait
+}
+
+// key tells tunnels that share a control connection: the same gateways.
+func linkKey(gateways []string) string { return strings.Join(gateways, ",") }
+
+// loadTunnels reads the tunnels of the file and of join, and what outlived the
+// last process.
+func (m *Manager) loadTunnels() error {
+	joined, err := config.ReadTunnels(m.cfg.Node.StateDir)
+	if err != nil {
+		return err
+	}
+	all, err := config.Merge(m.cfg.Tunnels, joined)
+	if err != nil {
+		return err
+	}
+	for i, cfg := range all {
+		t, err := m.newTunnel(cfg, i >= len(m.cfg.Tunnels))
+		if err != nil {
+			return err
+		}
+		m.tunnels = append(m.tunnels, t)
+	}
+	return m.restoreLinks()
+}
+
+func (m *Manager) newTunnel(cfg config.Tunnel, joined bool) (*dialled, error) {
+	saved, err := m.journal.tunnelState(cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	t := &dialled{m: m, cfg: cfg, joined: joined, saved: saved, since: time.Now(), changed: make(chan struct{})}
+	t.wanted = cfg.Auto && !saved.Down
+	t.ifname = cfg.Interface
+	if t.ifname == "" {
+		t.ifname = saved.Interface
+	}
+	key := linkKey(cfg.Gateways)
+	l := m.links[key]
+	if l == nil {
+		l = newLink(m, cfg.Gateways)
+		m.links[key] = l
+	}
+	t.link = l
+	l.tunnels = append(l.tunnels, t)
+	return t, nil
+}
+
+// tunnel finds a tunnel by name; the caller holds Manager.mu.
+func (m *Manager) tunnelLocked(name string) (*dialled, error) {
+	var names []string
+	for _, t := range m.tunnels {
+		if t.cfg.Name == name {
+			return t, nil
+		}
+		names = append(names, t.cfg.Name)
+	}
+	e := &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("no tunnel named %q", name), Hint: "no tunnel is configured: join a gateway with `tunnelctl join`"}
+	if len(names) > 0 {
+		e.Hint = "configured tunnels are: " + strings.Join(names, ", ")
+	}
+	return nil, e
+}
+
+// set changes the state and wakes whoever waits for it.
+func (t *dialled) set(s session.State) {
+	if t.state != s {
+		t.state, t.since = s, time.Now()
+	}
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// accept splits the routes a gateway sent into those this tunnel takes and the
+// others. The pools, which hold the gateway's own addresses, are always taken;
+// a default route only if it was asked for.
+func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
+	for _, r := range s.Routes {
+		ok := slices.ContainsFunc(t.cfg.AcceptRoutes, func(a prefix) bool {
+			return a == r || (!isDefault(a) && covers(a, r))
+		})
+		if !isDefault(r) && slices.ContainsFunc(s.Peers, r.Contains) {
+			ok = true
+		}
+		if !isDefault(r) && t.saved.Endpoint.IsValid() && r.Contains(t.saved.Endpoint.Addr()) {
+			ok = false // the tunnel's own packets would go into the tunnel
+		}
+		if slices.ContainsFunc(t.cfg.Advertise, func(a prefix) bool { return covers(a, r) }) {
+			ok = false // our own prefix
+		}
+		if ok {
+			taken = append(taken, r)
+		} else {
+			refused = append(refused, r)
+		}
+	}
+	return sortPrefixes(taken), sortPrefixes(refused)
+}
+
+// setUpLocked gives a session its interface, keys, addresses and routes.
+func (t *dialled) setUpLocked(s control.Session) error {
+	m := t.m
+	if err := t.openLocked(int(s.MTU)); err != nil {
+		return err
+	}
+	if t.session != nil && t.session.ID != s.ID {
+		if err := t.dev.Remove(t.session.ID); err != nil {
+			return err
+		}
+	}
+	if err := t.dev.SetPrivateKey(s.PrivateKey); err != nil {
+		return err
+	}
+	taken, refused := t.accept(&s)
+	err := t.dev.Add(engine.Session{
+		ID: s.ID, PeerKey: engine.PublicKey(s.PeerKey), PresharedKey: s.PresharedKey, Endpoint: t.saved.Endpoint,
+		Keepalive: keepalive, Gate: engine.Open, AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
+	})
+	if err != nil {
+		return fmt.Errorf("data plane: %w", err)
+	}
+	if err := m.host.SetLink(t.ifname, hostPrefixes(s.Addresses), t.mtu(int(s.MTU))); err != nil {
+		return fmt.Errorf("interface %q: %w", t.ifname, err)
+	}
+	if err := m.host.SetRoutes(t.ifname, taken); err != nil {
+		return fmt.Errorf("interface %q: %w", t.ifname, err)
+	}
+	t.session = &s
+	t.setRefused(refused)
+	return nil
+}
+
+// mtu is the smaller of what the gateway says and what this node allows.
+func (t *dialled) mtu(gateways int) int { return min(gateways, t.m.cfg.Data.MTU) }
+
+// openLocked makes the interface if there is none.
+func (t *dialled) openLocked(mtu int) error {
+	if t.dev != nil {
+		return nil
+	}
+	if t.ifname == "" {
+		name, err := t.m.freeInterfaceLocked()
+		if err != nil {
+			return err
+		}
+		t.ifname, t.saved.Interface = name, name
+		if err := t.m.journal.saveTunnel(t.cfg.Name, t.saved); err != nil {
+			return err
+		}
+	}
+	dev, err := t.m.engine.Open(engine.DeviceConfig{Interface: t.ifname, MTU: t.mtu(mtu)})
+	if err != nil {
+		return deviceError(fmt.Sprintf("tunnel %q", t.cfg.Name), t.ifname, err)
+	}
+	t.dev = dev
+	return nil
+}
+
+// closeLocked removes the interface.
+func (t *dialled) closeLocked() {
+	if t.dev != nil {
+		t.m.closeDevice(t.dev)
+		t.dev = nil
+	}
+}
+
+// setRefused remembers which routes were not taken, and says so once.
+func (t *dialled) setRefused(refused []prefix) {
+	if slices.Equal(t.refused, refused) {
+		return
+	}
+	t.refused = refused
+	for _, r := range refused {
+		t.m.log.Warn("route not accepted", event.KeyTunnel, t.cfg.Name, event.KeyCause, r.String())
+		t.m.publish(event.Event{Kind: event.RouteRefused, Session: t.session.ID, Network: t.session.Network, Cause: r.String()})
+	}
+}
+
+// changeRoutesLocked follows the gateway's new routes.
+func (t *dialled) changeRoutesLocked(s control.Session) {
+	t.session = &s
+	taken, refused := t.accept(&s)
+	err := errors.Join(
+		t.dev.SetAllowedIPs(s.ID, sortPrefixes(append(hostPrefixes(s.Peers), taken...))),
+		t.m.host.SetRoutes(t.ifname, taken))
+	if err != nil {
+		t.m.log.Error("routes not changed", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
+		t.lastErr = err
+	}
+	t.setRefused(refused)
+	t.m.publish(event.Event{Kind: event.RoutesChanged, Session: s.ID, Network: s.Network})
+}
+
+// refusedLocked remembers why there is no session, and when to ask again.
+func (t *dialled) refusedLocked(res wire.Result) {
+	t.lastErr, t.cause = errors.New(res.Describe(wire.TypeCDN)), res.Cause
+	t.givenUp = res.Cause.Advice() == wire.GiveUp
+	t.failures++
+	t.retryAt = time.Now().Add(backoff(t.failures))
+	t.set(session.Idle)
+	t.m.log.Warn(string(event.SessionRefused), event.KeyTunnel, t.cfg.Name, event.KeyCause, t.lastErr.Error())
+	t.m.publish(event.Event{Kind: event.SessionRefused, Network: t.cfg.Network, Cause: t.lastErr.Error()})
+}
+
+// record logs a change of a tunnel's session and publishes it.
+func (t *dialled) record(kind event.Kind, id session.ID, cause string) {
+	t.m.log.Info(string(kind), event.KeyTunnel, t.cfg.Name, event.KeySession, id, event.KeyNetwork, t.cfg.Network,
+		event.KeyState, t.state, event.KeyCause, cause)
+	t.m.publish(event.Event{Kind: kind, Session: id, Node: t.m.cfg.Node.Name, Network: t.cfg.Network, Cause: cause})
+}
+
+// freeInterface finds the lowest free tnlN, leaving out those this daemon has
+// promised already.
+func (m *Manager) freeInterface() (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.freeInterfaceLocked()
+}
+
+func (m *Manager) freeInterfaceLocked() (string, error) {
+	return m.host.FreeInterface("tnl", func(name string) bool {
+		for _, t := range m.tunnels {
+			if t.ifname == name {
+				return true
+			}
+		}
+		return m.gateway != nil && m.gateway.ours(name)
+	})
+}
+
+// endpointOf is where a gateway's data plane is: the address that its control
+// connection reached, at the same port.
+func endpointOf(remote netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
+}

@@ -1,0 +1,395 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"tunneld/internal/auth"
+	"tunneld/internal/control"
+	"tunneld/internal/control/carrier"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/store"
+	"tunneld/internal/tunnel/engine"
+)
+
+type verifyFunc = func(chain []*x509.Certificate) error
+
+// gateway is the listening half of a daemon: its networks and the control
+// connections of the nodes.
+type gateway struct {
+	m        *Manager
+	registry *auth.Registry
+	failed   chan error // the listener is gone
+
+	mu       sync.Mutex // guards everything below
+	networks []*network
+	conns    map[uint32]*peerConn // by our connection id
+	members  map[session.ID]*member
+	seen     map[netip.Addr]int // addresses of live connections' transports
+	gone     []session.ID       // closed since the counters were last written
+}
+
+// newGateway restores networks, sessions and connections from the store.
+func newGateway(m *Manager) (*gateway, error) {
+	g := &gateway{
+		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{},
+		members: map[session.ID]*member{}, seen: map[netip.Addr]int{},
+	}
+	var err error
+	if g.registry, err = auth.OpenRegistry(m.store); err != nil {
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("the file has a [gateway] but %q holds no deployment: make one with `tunneld init --public HOST:PORT`", m.cfg.Node.StateDir)
+		}
+		return nil, err
+	}
+	if id := g.registry.Identity(); id.Name != m.cfg.Node.Name {
+		return nil, fmt.Errorf("node.name is %q but the gateway's certificate was made for %q: the name cannot be changed after init", m.cfg.Node.Name, id.Name)
+	}
+	for _, cfg := range m.cfg.Networks {
+		n, err := newNetwork(g, cfg)
+		if err != nil {
+			return nil, err
+		}
+		g.networks = append(g.networks, n)
+	}
+	return g, g.restore()
+}
+
+// restore makes a suspended connection of each record. Sessions of networks
+// that are not offered any more are closed.
+func (g *gateway) restore() error {
+	saved, err := g.m.journal.loadConnections()
+	if err != nil {
+		return err
+	}
+	counters, err := g.m.journal.counters()
+	if err != nil {
+		return err
+	}
+	for _, c := range saved {
+		if c.record.Role != control.Responder {
+			continue
+		}
+		p := &peerConn{g: g, id: c.record.LocalID, node: c.record.PeerName, nodeID: c.record.PeerID}
+		remaining := graceLeft(c.record, time.Now())
+		for _, s := range c.record.Sessions {
+			n := g.network(s.Network)
+			if n == nil {
+				p.orphans = append(p.orphans, s.LocalID)
+				continue
+			}
+			mb := g.newMember(n, p, s)
+			mb.base = counters[s.ID]
+			mb.state, mb.since = session.Suspended, time.Now()
+			if err := n.pool.Restore(mb.lease()); err != nil {
+				g.m.log.Warn("session not restored", event.KeySession, s.ID, event.KeyErr, err)
+				delete(g.members, s.ID)
+				p.orphans = append(p.orphans, s.LocalID)
+			}
+		}
+		p.conn = control.NewConn(control.Restore(g.config(c.record.LocalID), c.record), p, g.m.log.With(event.KeyNode, p.node))
+		p.restored = &remaining
+		g.conns[p.id] = p
+	}
+	for _, n := range g.networks {
+		if err := n.restoreRests(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// graceLeft is how long a restored connection may stay suspended: the shorter
+// of what its wall clock says and the whole grace.
+func graceLeft(r *control.Record, now time.Time) time.Duration {
+	if r.SuspendedAt.IsZero() {
+		return r.Timers.Grace
+	}
+	return max(0, min(r.Timers.Grace, r.Timers.Grace-now.Sub(r.SuspendedAt)))
+}
+
+// config is what every control machine of this gateway is made with.
+func (g *gateway) config(id uint32) control.Config {
+	return control.Config{
+		Role: control.Responder, LocalID: id, HostName: g.m.cfg.Node.Name, RouterID: routerID(g.registry.Identity().ID),
+		BootID: g.m.bootID, Rand: rand.Reader,
+	}
+}
+
+// routerID is the 32-bit node id of the RFC (section 5.4.3): the head of ours.
+func routerID(id session.ID) uint32 { return binary.BigEndian.Uint32(id[:4]) }
+
+// start opens the networks and the listener.
+func (g *gateway) start(ctx context.Context) error {
+	l, err := g.m.listen(g.m.cfg.Gateway.Listen)
+	if err != nil {
+		return listenError(g.m.cfg.Gateway.Listen, err)
+	}
+	for _, n := range g.networks {
+		if err := n.open(); err != nil {
+			l.Close()
+			return err
+		}
+	}
+	g.mu.Lock()
+	conns := make([]*peerConn, 0, len(g.conns))
+	for _, p := range g.conns {
+		conns = append(conns, p)
+	}
+	g.mu.Unlock()
+	for _, p := range conns {
+		g.launch(ctx, p)
+	}
+	srv := &carrier.Server{
+		Identity: g.carrierIdentity, Handler: g, Log: g.m.log,
+		Limits: carrier.Limits{Known: g.known},
+	}
+	g.m.wg.Go(func() {
+		if err := srv.Serve(ctx, l); err != nil && ctx.Err() == nil {
+			g.failed <- fmt.Errorf("gateway: listener on %s: %w", g.m.cfg.Gateway.Listen, err)
+		}
+	})
+	return nil
+}
+
+// listenError says what to do about an address that cannot be listened on.
+func listenError(address string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("gateway.listen %q: the TCP port is taken by another program: choose another port in [gateway] listen, or end that program (ss -ltnp shows it)", address)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("gateway.listen %q: not permitted: ports below 1024 need CAP_NET_BIND_SERVICE", address)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("gateway.listen %q: this host has no such address", address)
+	}
+	return fmt.Errorf("gateway.listen %q: %w", address, err)
+}
+
+func (g *gateway) carrierIdentity() carrier.Identity {
+	id := g.registry.Identity()
+	return carrierIdentity(id, auth.VerifyNode(id.Deployment, g.registry.Revoked))
+}
+
+// known reports whether a live or suspended session was last seen at a.
+func (g *gateway) known(a netip.Addr) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.seen[a.Unmap()] > 0
+}
+
+func (g *gateway) network(name string) *network {
+	for _, n := range g.networks {
+		if n.cfg.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// devices are those of the networks that were opened.
+func (g *gateway) devices() (all []engine.Device) {
+	for _, n := range g.networks {
+		if n.dev != nil {
+			all = append(all, n.dev)
+		}
+	}
+	return all
+}
+
+// Enrol serves one enrolment.
+func (g *gateway) Enrol(ctx context.Context, c carrier.EnrolConn) {
+	log := g.m.log.With(event.KeyRemote, c.RemoteAddr().String())
+	e, err := g.registry.ServeEnrol(c, c.Export, g.enrolNetworks, time.Now())
+	if err != nil {
+		log.Warn("enrolment failed", event.KeyErr, err)
+	}
+	if e.ID.IsZero() {
+		return
+	}
+	log.Info("node enrolled", event.KeyNode, e.Name)
+	g.m.publish(event.Event{Kind: event.NodeEnrolled, Node: e.Name})
+	if !e.Replaced.IsZero() {
+		g.m.publish(event.Event{Kind: event.NodeRevoked, Node: e.Name, Cause: "replaced"})
+		g.m.chores.add("revoked", g.cutRevoked)
+	}
+}
+
+// Control takes a node's transport: its first message says whether it begins a
+// connection or resumes one.
+func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
+	peer, err := auth.ParseCertificate(c.Peer())
+	if err != nil {
+		c.Close()
+		return
+	}
+	c.SetReadDeadline(time.Now().Add(setupTimeout))
+	br := bufio.NewReader(c)
+	first, q, err := readRequest(br)
+	if err != nil {
+		g.m.log.Warn("control connection not begun", event.KeyNode, peer.Name, event.KeyRemote, c.RemoteAddr().String(), event.KeyErr, err)
+		c.Close()
+		return
+	}
+	c.SetReadDeadline(time.Time{})
+	p := g.connFor(ctx, q, peer)
+	if p == nil {
+		control.Refuse(c, q, wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume})
+		return
+	}
+	g.seeTransport(c.RemoteAddr(), 1)
+	defer g.seeTransport(c.RemoteAddr(), -1)
+	gone, err := p.conn.Attach(ctx, c, br, g.binding(c, peer), first)
+	if err != nil {
+		control.Refuse(c, q, wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume})
+		return
+	}
+	<-gone
+}
+
+// Bounds of a transport's first message.
+const (
+	setupTimeout = 10 * time.Second
+	maxRequest   = 4096 // octets
+)
+
+// readRequest reads the SCCRQ a transport begins with.
+func readRequest(br *bufio.Reader) (*wire.Packet, *wire.SCCRQ, error) {
+	raw, err := wire.ReadPacket(br, maxRequest)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := wire.Parse(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	q, ok := p.Message.(*wire.SCCRQ)
+	if !ok {
+		return nil, nil, fmt.Errorf("%v where SCCRQ was due", p.Message.Type())
+	}
+	return p, q, nil
+}
+
+// connFor finds the connection to resume, or makes one. Another node's
+// connection is as unknown as one that never was.
+func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *peerConn {
+	g.mu.Lock()
+	if q.Recovery != nil {
+		p := g.conns[q.Recovery.RemoteID]
+		g.mu.Unlock()
+		if p == nil || p.nodeID != peer.ID {
+			return nil
+		}
+		return p
+	}
+	id := g.freeIDLocked()
+	p := &peerConn{g: g, id: id, node: peer.Name, nodeID: peer.ID}
+	p.conn = control.NewConn(control.New(g.config(id)), p, g.m.log.With(event.KeyNode, peer.Name))
+	g.conns[id] = p
+	g.mu.Unlock()
+	g.launch(ctx, p)
+	return p
+}
+
+func (g *gateway) freeIDLocked() uint32 {
+	for {
+		var b [4]byte
+		rand.Read(b[:])
+		id := binary.BigEndian.Uint32(b[:])
+		if _, taken := g.conns[id]; id != 0 && !taken {
+			return id
+		}
+	}
+}
+
+// launch runs a connection until it is over or the daemon ends.
+func (g *gateway) launch(_ context.Context, p *peerConn) {
+	ctx := g.m.ctx
+	g.m.wg.Go(func() {
+		p.conn.Run(ctx)
+		if ctx.Err() == nil {
+			g.mu.Lock()
+			delete(g.conns, p.id)
+			g.mu.Unlock()
+		}
+	})
+	if p.restored != nil {
+		p.conn.Do(ctx, control.Started{Remaining: *p.restored})
+		for _, id := range p.orphans {
+			p.conn.Do(ctx, control.CloseSession{LocalID: id, Result: wire.Result{
+				Code: wire.CDNAdministrative, Cause: wire.CauseConfiguration, Text: "the network is not offered any more"}})
+		}
+	}
+}
+
+func (g *gateway) binding(c carrier.Conn, peer auth.Peer) control.Binding {
+	return bind(c, g.registry.Identity(), peer)
+}
+
+// bind ties an exchange to its transport and the nodes at its ends.
+func bind(c carrier.Conn, own auth.Identity, peer auth.Peer) control.Binding {
+	return control.Binding{
+		Export: c.Export, OwnID: own.ID, PeerID: peer.ID, PeerName: peer.Name,
+		OwnKey: sha256.Sum256(own.Certificate.RawSubjectPublicKeyInfo), PeerKey: peer.KeyHash,
+	}
+}
+
+// seeTransport counts the transports of an address, for whose sake half of the
+// places before authentication is kept free.
+func (g *gateway) seeTransport(a net.Addr, d int) {
+	addr := addrOf(a)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.seen[addr] += d; g.seen[addr] <= 0 {
+		delete(g.seen, addr)
+	}
+}
+
+// cutRevoked closes the sessions and connections of revoked nodes.
+func (g *gateway) cutRevoked(ctx context.Context) {
+	g.mu.Lock()
+	var cut []*peerConn
+	for _, p := range g.conns {
+		if g.registry.Revoked(p.nodeID) {
+			cut = append(cut, p)
+		}
+	}
+	g.mu.Unlock()
+	for _, p := range cut {
+		p.conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
+	}
+}
+
+// announce tells every live session of a network the routes it has now.
+func (g *gateway) announce(ctx context.Context, n *network) {
+	g.mu.Lock()
+	type change struct {
+		p *peerConn
+		control.ChangeRoutes
+	}
+	var changes []change
+	for _, mb := range n.members() {
+		routes := n.routesFor(mb)
+		if !samePrefixes(routes, mb.routes) {
+			mb.routes = routes
+			changes = append(changes, change{mb.conn, control.ChangeRoutes{LocalID: mb.local, Routes: routes}})
+		}
+	}
+	g.mu.Unlock()
+	for _, c := range changes {
+		c.p.conn.Do(ctx, c.ChangeRoutes)
+	}
+}

@@ -1,0 +1,484 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"net/netip"
+	"time"
+
+	"tunneld/internal/auth"
+	"tunneld/internal/control"
+	"tunneld/internal/control/carrier"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/store"
+)
+
+// link is this node's control connection towards one list of gateways, with
+// the tunnels that share it. Manager.mu guards its fields.
+type link struct {
+	m        *Manager
+	key      string
+	gateways []string
+	tunnels  []*dialled
+	wake     chan struct{} // of length 1: something to do
+
+	conn     *control.Conn // nil while there is no connection
+	restored *time.Duration
+	up       bool  // a transport carries the connection
+	redial   bool  // the network changed: a new transport is wanted beside the old one
+	lastErr  error // why the present attempt failed
+	failures int
+	running  bool
+	renewing *renewal
+	serial   uint32
+}
+
+func newLink(m *Manager, gateways []string) *link {
+	return &link{m: m, key: linkKey(gateways), gateways: gateways, wake: make(chan struct{}, 1)}
+}
+
+// Back-off of dials and of requests that were refused: quick at first, since a
+// restarted gateway is back within a moment, then slower.
+const (
+	backoffFirst = 25 * time.Millisecond
+	backoffQuick = 250 * time.Millisecond
+	backoffMax   = 30 * time.Second
+	quickTries   = 20
+)
+
+// backoff is how long to wait after so many failures in a row, with jitter so
+// that the nodes of a gateway do not come back in step.
+func backoff(failures int) time.Duration {
+	d := backoffFirst
+	for range min(failures-1, 40) {
+		if d >= backoffQuick && failures <= quickTries {
+			break
+		}
+		d = min(d*3/2, backoffMax)
+	}
+	return d/2 + mrand.N(d/2+1)
+}
+
+// restoreLinks gives each link the control connection it had, and each tunnel
+// its session.
+func (m *Manager) restoreLinks() error {
+	saved, err := m.journal.loadConnections()
+	if err != nil {
+		return err
+	}
+	counters, err := m.journal.counters()
+	if err != nil {
+		return err
+	}
+	for _, c := range saved {
+		if c.record.Role != control.Initiator {
+			continue
+		}
+		l := m.links[c.link]
+		if l == nil { // its tunnels are no longer configured
+			if err := m.journal.forgetConnection(c.record.LocalID); err != nil {
+				return err
+			}
+			continue
+		}
+		remaining := graceLeft(c.record, time.Now())
+		l.conn = control.NewConn(control.Restore(m.initiatorConfig(c.record.LocalID), c.record), &linkConn{l, c.record.LocalID}, m.log)
+		l.restored = &remaining
+		for _, s := range c.record.Sessions {
+			if t := l.labelled(s.Label); t != nil && s.State == session.Established {
+				t.session, t.base = &s, counters[s.ID]
+				t.state = session.Suspended
+			}
+		}
+	}
+	return nil
+}
+
+func (m *Manager) initiatorConfig(id uint32) control.Config {
+	return control.Config{
+		Role: control.Initiator, LocalID: id, HostName: m.cfg.Node.Name, RouterID: routerID(m.bootID),
+		BootID: m.bootID, Rand: rand.Reader,
+	}
+}
+
+func (l *link) labelled(name string) *dialled {
+	for _, t := range l.tunnels {
+		if t.cfg.Name == name {
+			return t
+		}
+	}
+	return nil
+}
+
+// startTunnels puts back the data plane of sessions that outlived the last
+// process, each with a handshake at once, and starts the links.
+func (m *Manager) startTunnels(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tunnels {
+		if t.session == nil || !t.wanted {
+			continue
+		}
+		if err := t.setUpLocked(*t.session); err != nil {
+			t.lastErr = err
+			m.log.Error("session not restored", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
+			continue
+		}
+		if err := t.dev.Handshake(t.session.ID, true); err != nil {
+			m.log.Warn("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
+		}
+	}
+	for _, l := range m.links {
+		l.startLocked(ctx)
+	}
+	return nil
+}
+
+// startLocked starts the goroutine of a link.
+func (l *link) startLocked(ctx context.Context) {
+	if l.running {
+		return
+	}
+	l.running = true
+	if l.conn != nil {
+		l.launchLocked(ctx)
+	}
+	l.m.wg.Go(func() { l.run(ctx) })
+}
+
+// launchLocked runs the control connection; when it is over the link is told.
+func (l *link) launchLocked(ctx context.Context) {
+	conn, restored := l.conn, l.restored
+	l.restored = nil
+	l.m.wg.Go(func() {
+		conn.Run(ctx)
+		l.m.mu.Lock()
+		if l.conn == conn && ctx.Err() == nil {
+			l.conn, l.up = nil, false
+		}
+		l.m.mu.Unlock()
+		l.nudge()
+	})
+	if restored != nil {
+		l.m.wg.Go(func() { conn.Do(ctx, control.Started{Remaining: *restored}) })
+	}
+}
+
+// nudge makes the link look again at what is to be done.
+func (l *link) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps the connection and its sessions as the tunnels want them.
+func (l *link) run(ctx context.Context) {
+	for {
+		wait := l.once(ctx)
+		timer := time.NewTimer(wait)
+		select {
+		case <-l.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// idleWait is how long a link that has nothing to do sleeps between looks.
+const idleWait = time.Minute
+
+// once does the next thing that is due and says how long there is nothing else.
+func (l *link) once(ctx context.Context) time.Duration {
+	l.m.mu.Lock()
+	wanted, conn, redial, up := l.wantedLocked(), l.conn, l.redial, l.up
+	l.redial = false
+	l.m.mu.Unlock()
+
+	if conn == nil && !wanted {
+		return idleWait
+	}
+	if conn != nil && !wanted && l.finish(ctx, conn) {
+		return idleWait
+	}
+	if up && !redial {
+		return l.ask(ctx, conn)
+	}
+	if err := l.dial(ctx); err != nil {
+		return l.failed(err)
+	}
+	l.nudge()
+	return idleWait
+}
+
+// wantedLocked reports whether any tunnel of the link wants a session.
+func (l *link) wantedLocked() bool {
+	for _, t := range l.tunnels {
+		if t.wanted && !t.givenUp {
+			return true
+		}
+	}
+	return false
+}
+
+// finish ends a connection that no tunnel needs, once the peer has all that
+// was to be said; until then it is resumed like any other.
+func (l *link) finish(ctx context.Context, conn *control.Conn) (done bool) {
+	v := conn.View()
+	if v.State == session.Closed {
+		return true
+	}
+	if len(v.Sessions) > 0 || (v.Pending > 0 && v.State != session.Established) {
+		return false
+	}
+	conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopShuttingDown, Cause: wire.CauseUser}})
+	return true
+}
+
+// failed counts a failed dial.
+func (l *link) failed(err error) time.Duration {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	l.failures++
+	l.redial = l.up // the old transport may be of no use on the new network
+	for _, t := range l.tunnels {
+		if t.wanted {
+			t.lastErr, t.denied = err, errors.Is(err, carrier.ErrOurCertificate)
+			if t.session == nil {
+				t.set(session.Idle)
+			}
+		}
+	}
+	if l.failures == 1 || l.failures%20 == 0 {
+		l.m.log.Warn("gateway not reached", event.KeyPeer, l.key, event.KeyAttempt, l.failures, event.KeyErr, err)
+	}
+	return backoff(l.failures)
+}
+
+// ask opens the sessions that are wanted and missing; it returns when the next
+// one that was refused may be asked for again.
+func (l *link) ask(ctx context.Context, conn *control.Conn) time.Duration {
+	wait := idleWait
+	for _, open := range l.missing(&wait) {
+		if err := conn.Do(ctx, open); err != nil {
+			return backoffQuick
+		}
+	}
+	return wait
+}
+
+// missing prepares a request for each tunnel that wants a session, has none,
+// asks for none and may ask now.
+func (l *link) missing(wait *time.Duration) (open []control.OpenSession) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	for _, t := range l.tunnels {
+		if !t.wanted || t.givenUp || t.session != nil || t.state == session.WaitReply {
+			continue
+		}
+		if left := time.Until(t.retryAt); left > 0 {
+			*wait = min(*wait, left)
+			continue
+		}
+		private, public, err := newKeyPair()
+		if err != nil {
+			t.lastErr = err
+			continue
+		}
+		l.serial++
+		t.set(session.WaitReply)
+		open = append(open, control.OpenSession{
+			Network: t.cfg.Network, Label: t.cfg.Name, Serial: l.serial,
+			PrivateKey: private, PublicKey: public, Advertise: t.cfg.Advertise,
+		})
+	}
+	return open
+}
+
+// dial tries each gateway in turn and gives the connection the transport.
+func (l *link) dial(ctx context.Context) error {
+	l.m.mu.Lock()
+	for _, t := range l.tunnels {
+		if t.wanted && t.session == nil && t.state == session.Idle {
+			t.set(session.WaitCtlReply)
+		}
+	}
+	l.m.mu.Unlock()
+	var errs []error
+	for _, address := range l.gateways {
+		err := l.dialOne(ctx, address)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("gateway %s: %w", address, err))
+	}
+	return errors.Join(errs...)
+}
+
+func (l *link) dialOne(ctx context.Context, address string) error {
+	gw, id, err := l.m.whoAnswers(address)
+	if err != nil {
+		return err
+	}
+	d := carrier.Dialer{
+		Identity: carrierIdentity(id, auth.VerifyGateway(gw.Deployment, gw.ID)),
+		Control:  setMark,
+	}
+	c, err := d.Dial(ctx, address)
+	if err != nil {
+		return err
+	}
+	peer, err := auth.ParseCertificate(c.Peer())
+	if err != nil {
+		c.Close()
+		return err
+	}
+	remote, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		c.Close()
+		return err
+	}
+	conn, err := l.connection(ctx, endpointOf(remote))
+	if err != nil {
+		c.Close()
+		return err
+	}
+	l.m.mu.Lock()
+	l.lastErr = nil
+	l.m.mu.Unlock()
+	gone, err := conn.Attach(ctx, c, bufio.NewReader(c), bind(c, id, peer), nil)
+	if err != nil {
+		return err
+	}
+	return l.follow(ctx, gone)
+}
+
+// whoAnswers says which gateway must answer at an address, and who this node is
+// in its deployment.
+func (m *Manager) whoAnswers(address string) (gw auth.KnownGateway, id auth.Identity, err error) {
+	err = m.store.View(func(tx store.Tx) (err error) {
+		if gw, err = auth.LookupGateway(tx, address); err != nil {
+			return err
+		}
+		id, err = auth.LoadIdentity(tx, gw.Deployment, auth.Node)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return gw, id, fmt.Errorf("%w (who answers there is learnt from an invite)", errNotJoined)
+	}
+	if err == nil {
+		err = id.Valid(time.Now())
+	}
+	return gw, id, err
+}
+
+var errNotJoined = errors.New("this node has not joined that gateway: run `tunnelctl join`")
+
+// connection returns the link's connection, beginning one if there is none.
+// Where the gateway is now is remembered for the data plane.
+func (l *link) connection(ctx context.Context, endpoint netip.AddrPort) (*control.Conn, error) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	for _, t := range l.tunnels {
+		if t.saved.Endpoint == endpoint {
+			continue
+		}
+		t.saved.Endpoint = endpoint
+		if err := l.m.journal.saveTunnel(t.cfg.Name, t.saved); err != nil {
+			return nil, err
+		}
+		if t.dev != nil && t.session != nil {
+			if err := t.dev.SetEndpoint(t.session.ID, endpoint); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if l.conn == nil {
+		id := mrand.Uint32N(1<<32-1) + 1
+		l.conn = control.NewConn(control.New(l.m.initiatorConfig(id)), &linkConn{l, id}, l.m.log)
+		l.launchLocked(ctx)
+	}
+	return l.conn, nil
+}
+
+// follow watches a transport until it carries the connection, or is gone. One
+// that never came to carry it counts as a failed dial.
+func (l *link) follow(ctx context.Context, gone <-chan struct{}) error {
+	l.m.wg.Go(func() {
+		<-gone
+		l.nudge()
+	})
+	timeout := time.NewTimer(setupTimeout)
+	defer timeout.Stop()
+	for {
+		if l.isUp() {
+			return nil
+		}
+		select {
+		case <-l.wake:
+		case <-gone:
+			return l.refusal()
+		case <-timeout.C:
+			return errors.New("the gateway does not complete the set-up")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// isUp reports whether a transport carries the connection; if so the failures
+// before it are forgotten.
+func (l *link) isUp() bool {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.up {
+		l.failures = 0
+	}
+	return l.up
+}
+
+// refusal is why a transport that was made did not come to carry the
+// connection.
+func (l *link) refusal() error {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.lastErr != nil {
+		return l.lastErr
+	}
+	return errors.New("the gateway closed the connection")
+}
+
+// redialAll makes each established link prove itself on the new network, and
+// the others try at once.
+func (m *Manager) redialAll() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.links {
+		l.redial = l.conn != nil
+		l.failures = 0
+		l.nudge()
+	}
+}
+
+// probeAll shows the gateways where this node is now.
+func (m *Manager) probeAll() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tunnels {
+		if t.dev != nil && t.session != nil {
+			if err := t.dev.Probe(t.session.ID); err != nil {
+				m.log.Warn("gateway not probed", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
+			}
+		}
+	}
+}

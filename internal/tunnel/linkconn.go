@@ -1,0 +1,191 @@
+package tunnel
+
+import (
+	"errors"
+
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+)
+
+// linkConn decides for a control connection that this node dialled and keeps
+// its journal (control.Handler).
+type linkConn struct {
+	l  *link
+	id uint32
+}
+
+// Save makes the record durable.
+func (c *linkConn) Save(r *control.Record) error {
+	return c.l.m.journal.saveConnection(c.l.key, r, nil)
+}
+
+// Forget removes the record.
+func (c *linkConn) Forget() error { return c.l.m.journal.forgetConnection(c.id) }
+
+// Authorize is asked of gateways only.
+func (c *linkConn) Authorize(control.AskAuthorize) *wire.Result { return notAGateway() }
+
+// Grant is asked of gateways only.
+func (c *linkConn) Grant(control.AskSession) (control.Grant, *wire.Result) {
+	return control.Grant{}, notAGateway()
+}
+
+// Sign is asked of gateways only.
+func (c *linkConn) Sign(control.AskSign) ([]byte, *wire.Result) { return nil, notAGateway() }
+
+func notAGateway() *wire.Result {
+	return &wire.Result{Code: wire.StopNotAuthorized, Text: "this end dialled"}
+}
+
+// SetUp gives a session interface, keys, addresses and routes.
+func (c *linkConn) SetUp(s control.Session) *wire.Result {
+	m := c.l.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := c.l.labelled(s.Label)
+	if t == nil || !t.wanted {
+		return &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseUser, Text: "the tunnel is not wanted any more"}
+	}
+	if err := t.setUpLocked(s); err != nil {
+		m.log.Error("session not set up", event.KeyTunnel, t.cfg.Name, event.KeySession, s.ID, event.KeyErr, err)
+		t.closeLocked()
+		t.session = nil
+		return &wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseLocal, Text: err.Error()}
+	}
+	t.base = countersV1{}
+	return nil
+}
+
+// Notify records what happened and acts upon it.
+func (c *linkConn) Notify(a control.Action) {
+	m := c.l.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer c.l.nudge()
+	switch a := a.(type) {
+	case control.Opened:
+		c.l.up, c.l.lastErr = true, nil
+	case control.SessionUp:
+		c.sessionUp(a.Session)
+	case control.SessionRefused:
+		if t := c.l.labelled(a.Label); t != nil {
+			t.refusedLocked(a.Result)
+		}
+	case control.SessionDown:
+		c.sessionDown(a)
+	case control.WasSuspended:
+		c.l.up, c.l.lastErr = false, a.Err
+		c.setStates(session.Suspended, event.SessionSuspended, cause(a.Err))
+	case control.Resumed:
+		c.resumed(a.PeerRestarted)
+	case control.AttemptFailed:
+		c.l.lastErr = a.Err
+	case control.RoutesChanged:
+		if t := c.l.labelled(a.Session.Label); t != nil && t.dev != nil {
+			t.changeRoutesLocked(a.Session)
+		}
+	case control.CertificateRenewed:
+		c.l.renewed(a)
+	case control.Ended:
+		c.ended(a)
+	}
+}
+
+// sessionUp starts the data plane: the node that dials starts every handshake.
+func (c *linkConn) sessionUp(s control.Session) {
+	t := c.l.labelled(s.Label)
+	if t == nil || t.dev == nil {
+		return
+	}
+	t.session = &s
+	t.lastErr, t.cause, t.denied, t.failures = nil, wire.CauseNone, false, 0
+	if err := t.dev.Handshake(s.ID, false); err != nil {
+		t.lastErr = err
+		c.l.m.log.Error("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
+	}
+	t.set(session.Established)
+	t.record(event.SessionEstablished, s.ID, "")
+}
+
+// sessionDown takes a session off the data plane. The interface stays while the
+// tunnel is wanted, so that what was meant for it does not leave in the clear.
+func (c *linkConn) sessionDown(a control.SessionDown) {
+	t := c.l.labelled(a.Session.Label)
+	if t == nil {
+		return
+	}
+	m := c.l.m
+	if t.dev != nil {
+		if err := t.dev.Remove(a.Session.ID); err != nil {
+			m.log.Error("session not removed from the data plane", event.KeySession, a.Session.ID, event.KeyErr, err)
+		}
+	}
+	if !t.wanted {
+		t.closeLocked()
+	}
+	t.session = nil
+	m.goneLocked(a.Session.ID)
+	t.set(session.Idle)
+	why := a.Result.Describe(wire.TypeCDN)
+	if t.wanted {
+		t.lastErr, t.cause = errors.New(why), a.Result.Cause
+		t.givenUp = a.Result.Cause.Advice() == wire.GiveUp
+	}
+	t.record(event.SessionClosed, a.Session.ID, why)
+}
+
+// resumed goes on; a restarted gateway has lost its keypairs, so there is a
+// handshake at once.
+func (c *linkConn) resumed(peerRestarted bool) {
+	c.l.up, c.l.lastErr = true, nil
+	for _, t := range c.l.tunnels {
+		if t.session == nil || t.dev == nil {
+			continue
+		}
+		if peerRestarted {
+			if err := t.dev.Handshake(t.session.ID, true); err != nil {
+				c.l.m.log.Error("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
+			}
+		}
+		t.session.Resumes++
+		t.lastErr = nil
+	}
+	c.setStates(session.Established, event.SessionResumed, restartedCause(peerRestarted))
+}
+
+// setStates follows the control connection with the states of its sessions.
+func (c *linkConn) setStates(to session.State, kind event.Kind, cause string) {
+	for _, t := range c.l.tunnels {
+		if t.session != nil && (t.state != to || kind == event.SessionResumed) {
+			t.set(to)
+			t.record(kind, t.session.ID, cause)
+		}
+	}
+}
+
+// ended remembers why there is no connection; whether another is begun is for
+// the tunnels to say.
+func (c *linkConn) ended(a control.Ended) {
+	c.l.up = false
+	c.l.conn = nil
+	why := a.Err
+	if why == nil {
+		why = errors.New(a.Result.Describe(wire.TypeStopCCN))
+	}
+	c.l.lastErr = why
+	for _, t := range c.l.tunnels {
+		if !t.wanted {
+			continue
+		}
+		t.lastErr, t.cause = why, a.Result.Cause
+		if a.Remote && a.Result.Cause.Advice() == wire.GiveUp {
+			t.givenUp = true
+			t.set(session.Idle)
+		}
+	}
+	c.l.m.log.Info("control connection closed", event.KeyPeer, c.l.key, event.KeyCause, why.Error())
+}
+
+var _ control.Handler = (*linkConn)(nil)

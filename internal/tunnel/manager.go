@@ -1,0 +1,226 @@
+// Package tunnel is the manager: the one place where control connections, who
+// is who, the journal, the data plane and the host meet. A gateway's networks
+// and a node's tunnels live here, both in one daemon.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"tunneld/internal/api"
+	"tunneld/internal/auth"
+	"tunneld/internal/config"
+	"tunneld/internal/control/carrier"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/store"
+	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/host"
+)
+
+// Options are the parts a Manager joins. All but Listen are needed.
+type Options struct {
+	Config  config.Config // of the file; the tunnels that join wrote are read from StateDir
+	Store   store.Store
+	Engine  engine.Engine
+	Host    host.Host
+	Log     *slog.Logger
+	Version api.Version
+	// Listen opens the gateway's TCP listener; nil: net.Listen. Only a test
+	// or a process that was handed one sets it.
+	Listen func(address string) (net.Listener, error)
+}
+
+// Manager runs a daemon's networks and tunnels. Its methods may be called from
+// any goroutine; it implements api.Manager.
+type Manager struct {
+	cfg     config.Config
+	store   store.Store
+	engine  engine.Engine
+	host    host.Host
+	log     *slog.Logger
+	version api.Version
+	listen  func(string) (net.Listener, error)
+
+	bootID  session.ID
+	journal *journal
+	bus     event.Bus
+	chores  *chores
+	gateway *gateway // nil: this node listens to nobody
+
+	ctx context.Context // of Run; ends when the daemon does
+	wg  sync.WaitGroup  // everything that Run started
+
+	mu      sync.Mutex // guards everything below
+	tunnels []*dialled // in the order of configuration
+	links   map[string]*link
+	gone    []session.ID // sessions closed since the counters were last written
+}
+
+// New joins the parts and restores from the store what outlived the last
+// process: networks, sessions, tunnels. It touches the host only through Engine
+// and Host. Errors are sentences for whoever started the daemon.
+func New(o Options) (*Manager, error) {
+	m := &Manager{
+		cfg: o.Config, store: o.Store, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen,
+		bootID: session.NewID(), journal: &journal{o.Store}, links: map[string]*link{},
+	}
+	if m.listen == nil {
+		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
+	m.chores = newChores()
+	if err := m.loadTunnels(); err != nil {
+		return nil, err
+	}
+	if m.cfg.Gateway != nil {
+		g, err := newGateway(m)
+		if err != nil {
+			return nil, err
+		}
+		m.gateway = g
+	}
+	return m, nil
+}
+
+// Run brings everything up and keeps it so until ctx ends. Then sessions are
+// suspended, never closed, and what was changed on the host is taken back. It
+// returns nil when it was ctx that ended it.
+func (m *Manager) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer m.tearDown()
+	defer m.wg.Wait()
+	defer cancel(errStopping)
+	m.ctx = ctx
+	m.wg.Go(func() { m.chores.run(ctx) })
+	if m.gateway != nil {
+		if err := m.gateway.start(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.startTunnels(ctx); err != nil {
+		return err
+	}
+	changes, err := m.host.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("network changes cannot be watched: %w", err)
+	}
+	m.wg.Go(func() { m.watch(ctx, changes) })
+	m.wg.Go(func() { m.tick(ctx) })
+	m.publish(event.Event{Kind: event.DaemonStarted})
+	m.log.Info("daemon started", event.KeyNode, m.cfg.Node.Name, event.KeyEvent, m.bootID)
+	var fatal <-chan error
+	if m.gateway != nil {
+		fatal = m.gateway.failed
+	}
+	select {
+	case <-ctx.Done():
+		m.log.Info("daemon stopping", event.KeyNode, m.cfg.Node.Name)
+		m.publish(event.Event{Kind: event.DaemonStopping})
+		m.saveCounters()
+		return nil
+	case err := <-fatal:
+		return err
+	}
+}
+
+var errStopping = errors.New("tunnel: the daemon stops")
+
+// tearDown closes devices and takes our changes off the host. Sessions stay in
+// the journal.
+func (m *Manager) tearDown() {
+	m.saveCounters()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var devices []engine.Device
+	for _, t := range m.tunnels {
+		if t.dev != nil {
+			devices = append(devices, t.dev)
+		}
+	}
+	if m.gateway != nil {
+		devices = append(devices, m.gateway.devices()...)
+	}
+	for _, d := range devices {
+		m.closeDevice(d)
+	}
+}
+
+// closeDevice removes an interface and everything of ours that hangs on it.
+func (m *Manager) closeDevice(d engine.Device) {
+	name := d.Name()
+	if err := m.host.Cleanup(name); err != nil {
+		m.log.Warn("host not cleaned up", event.KeyErr, err)
+	}
+	if err := d.Close(); err != nil {
+		m.log.Warn("interface not closed", event.KeyErr, err)
+	}
+}
+
+// watch follows network changes: cached source addresses are dropped at once
+// and peers shown where we are now; control connections are dialled anew when
+// the change has settled.
+func (m *Manager) watch(ctx context.Context, changes <-chan host.Change) {
+	const settle = 250 * time.Millisecond
+	var before string
+	var settled <-chan time.Time
+	for {
+		select {
+		case c, ok := <-changes:
+			if !ok {
+				return
+			}
+			m.engine.PathChanged()
+			m.probeAll()
+			if c.Fingerprint != before {
+				before = c.Fingerprint
+				settled = time.After(settle)
+			}
+		case <-settled:
+			settled = nil
+			m.redialAll()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tickInterval is how often counters are written and data paths looked at.
+const tickInterval = 10 * time.Second
+
+// tick does what time alone demands.
+func (m *Manager) tick(ctx context.Context) {
+	t := time.NewTicker(tickInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			m.saveCounters()
+			m.reportSilence()
+			m.renewCertificates()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// publish records an event.
+func (m *Manager) publish(e event.Event) { m.bus.Publish(e) }
+
+// carrierIdentity is how this node shows itself to a gateway, and whom it believes.
+func carrierIdentity(id auth.Identity, verify verifyFunc) carrier.Identity {
+	return carrier.Identity{Certificate: id.TLS(), Roots: id.Roots(), Verify: verify}
+}
+
+// addrOf is the address of a net.Addr, without zone; the zero Addr if it has none.
+func addrOf(a net.Addr) netip.Addr {
+	if ap, err := netip.ParseAddrPort(a.String()); err == nil {
+		return ap.Addr().Unmap()
+	}
+	return netip.Addr{}
+}

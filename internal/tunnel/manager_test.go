@@ -1,0 +1,362 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"tunneld/internal/api"
+	"tunneld/internal/auth"
+	"tunneld/internal/config"
+	"tunneld/internal/session"
+	"tunneld/internal/store/storetest"
+	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
+	"tunneld/internal/tunnel/host"
+	"tunneld/internal/tunnel/host/hosttest"
+)
+
+// daemon is a Manager on fakes: its own store, engine and host, and real TLS
+// over loopback.
+type daemon struct {
+	t      *testing.T
+	cfg    config.Config
+	store  *storetest.Mem
+	engine *enginetest.Fake
+	host   *hosttest.Fake
+	m      *Manager
+	stop   context.CancelFunc
+	done   chan error
+	listen func(string) (net.Listener, error)
+}
+
+// run starts a Manager on what the daemon has; the store goes on, engine and
+// host are new, as after a restart of the process.
+func (d *daemon) run() {
+	d.t.Helper()
+	d.engine, d.host = &enginetest.Fake{}, hosttest.New()
+	d.engine.SetPort(40443)
+	m, err := New(Options{
+		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen,
+		Log: slog.New(slog.NewTextHandler(d.t.Output(), nil)).With("node", d.cfg.Node.Name),
+	})
+	if err != nil {
+		d.t.Fatalf("New: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d.m, d.stop, d.done = m, cancel, make(chan error, 1)
+	go func() { d.done <- m.Run(ctx) }()
+	wait(d.t, "the daemon to start", func() bool {
+		events, _, _ := m.Events(ctx, false)
+		return len(events) > 0
+	})
+}
+
+// end stops the Manager as SIGTERM does.
+func (d *daemon) end() {
+	d.t.Helper()
+	d.stop()
+	select {
+	case err := <-d.done:
+		if err != nil {
+			d.t.Errorf("Run: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		d.t.Fatal("Run does not end")
+	}
+}
+
+// wait polls for something that another goroutine does, with a deadline.
+func wait(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(10 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// newGatewayDaemon is a gateway "hq" with the network "office".
+func newGatewayDaemon(t *testing.T) *daemon {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	d := &daemon{t: t, store: storetest.New(t)}
+	d.cfg = config.Config{
+		Node:    config.Node{Name: "hq", StateDir: t.TempDir()},
+		Gateway: &config.Gateway{Listen: address, Public: address},
+		Networks: []config.Network{{
+			Name: "office", Pools: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/24"), netip.MustParsePrefix("fd77::/64")},
+			Routes: []netip.Prefix{netip.MustParsePrefix("10.50.0.0/24")},
+			Timers: config.Timers{Hello: time.Second, Misses: 3, Grace: time.Hour, Cooloff: time.Minute},
+		}},
+		Data: config.Data{Engine: "reference", MTU: 1420},
+	}
+	if _, err := auth.InitGateway(d.store, "hq", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func newNodeDaemon(t *testing.T, name string) *daemon {
+	return &daemon{t: t, store: storetest.New(t), cfg: config.Config{
+		Node: config.Node{Name: name, StateDir: t.TempDir()}, Data: config.Data{Engine: "reference", MTU: 1420},
+	}}
+}
+
+// pair is a gateway and a node that has joined it; both are running.
+func pair(t *testing.T, advertise ...netip.Prefix) (gw, node *daemon) {
+	t.Helper()
+	gw, node = newGatewayDaemon(t), newNodeDaemon(t, "alice")
+	gw.run()
+	t.Cleanup(gw.end)
+	node.run()
+	t.Cleanup(node.end)
+	node.join(gw, advertise...)
+	return gw, node
+}
+
+func (d *daemon) join(gw *daemon, advertise ...netip.Prefix) api.JoinReply {
+	d.t.Helper()
+	invite, err := gw.m.Invite(d.t.Context(), api.InviteRequest{Node: d.cfg.Node.Name, TTLMillis: 60_000, Advertise: advertise})
+	if err != nil {
+		d.t.Fatalf("Invite: %v", err)
+	}
+	reply, err := d.m.Join(d.t.Context(), api.JoinRequest{Code: invite.Code})
+	if err != nil {
+		d.t.Fatalf("Join: %v", err)
+	}
+	return reply
+}
+
+func (d *daemon) tunnel() api.Tunnel {
+	d.t.Helper()
+	st, err := d.m.Status(d.t.Context())
+	if err != nil || len(st.Tunnels) != 1 {
+		d.t.Fatalf("Status = %+v, %v; want one tunnel", st, err)
+	}
+	return st.Tunnels[0]
+}
+
+func (d *daemon) sessions() []api.Session {
+	d.t.Helper()
+	all, err := d.m.Sessions(d.t.Context())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return all
+}
+
+// established waits until both ends show one established session and returns
+// its id.
+func established(t *testing.T, gw, node *daemon) string {
+	t.Helper()
+	var id string
+	wait(t, "an established session", func() bool {
+		tn, ss := node.tunnel(), gw.sessions()
+		if tn.State != "established" || len(ss) != 1 || ss[0].State != "established" || *tn.Session != ss[0].Session {
+			return false
+		}
+		id = *tn.Session
+		return true
+	})
+	return id
+}
+
+func TestJoinBringsTheTunnelUp(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	up, err := node.m.Up(t.Context(), "office", 5*time.Second)
+	if err != nil {
+		t.Fatalf("Up: %v", err)
+	}
+	if *up.Session != id || up.Addresses[0] != netip.MustParseAddr("10.77.0.2") || up.Addresses[1] != netip.MustParseAddr("fd77::2") {
+		t.Errorf("Up = %+v", up)
+	}
+	link, _ := node.host.Link("tnl0")
+	if want := []netip.Prefix{netip.MustParsePrefix("10.77.0.2/32"), netip.MustParsePrefix("fd77::2/128")}; !slices.Equal(link.Addresses, want) {
+		t.Errorf("addresses = %v, want %v", link.Addresses, want)
+	}
+	if got, want := node.host.Routes("tnl0"), 3; len(got) != want {
+		t.Errorf("routes = %v, want two pools and 10.50.0.0/24", got)
+	}
+	sid, _ := session.ParseID(id)
+	n, ok := node.engine.Device("tnl0").Session(sid)
+	if !ok || n.Gate != engine.Open || n.Handshakes == 0 || n.Responder {
+		t.Errorf("the node's data plane has %+v, %v", n, ok)
+	}
+	g, ok := gw.engine.Device("tnl0").Session(sid)
+	if !ok || g.Gate != engine.Open || g.Handshakes != 0 || !g.Responder || !g.PresharedKey.Equal(n.PresharedKey) || g.PresharedKey.IsZero() {
+		t.Errorf("the gateway's data plane has %+v, %v", g, ok)
+	}
+}
+
+func TestGatewayRestartKeepsTheSession(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	gw.end()
+	wait(t, "the node to notice", func() bool { return node.tunnel().State == "suspended" })
+	gw.run()
+	if got := established(t, gw, node); got != id {
+		t.Errorf("session %v after the restart, want %v", got, id)
+	}
+	sid, _ := session.ParseID(id)
+	if n, _ := node.engine.Device("tnl0").Session(sid); n.Fresh == 0 {
+		t.Error("the node started no fresh handshake with the restarted gateway")
+	}
+	if got := node.tunnel().Resumes; got != 1 {
+		t.Errorf("resumes = %d, want 1", got)
+	}
+}
+
+func TestNodeRestartKeepsTheSession(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	node.end()
+	wait(t, "the gateway to notice", func() bool { return gw.sessions()[0].State == "suspended" })
+	// What join wrote is read again at start, as it would be from the file.
+	node.run()
+	if got := established(t, gw, node); got != id {
+		t.Errorf("session %v after the restart, want %v", got, id)
+	}
+	sid, _ := session.ParseID(id)
+	if n, _ := node.engine.Device("tnl0").Session(sid); n.Fresh == 0 {
+		t.Error("the restarted node started no handshake by itself")
+	}
+}
+
+func TestDownAndUp(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	address := node.tunnel().Addresses[0]
+	if err := node.m.Down(t.Context(), "office"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the gateway to forget the session", func() bool { return len(gw.sessions()) == 0 })
+	if node.engine.Device("tnl0") != nil {
+		t.Error("the interface is still there after down")
+	}
+	node.end()
+	node.run()
+	if tn := node.tunnel(); tn.Enabled || tn.State != "idle" {
+		t.Errorf("after a restart the tunnel is %v, enabled %v; want idle and down", tn.State, tn.Enabled)
+	}
+	if _, err := node.m.Up(t.Context(), "office", 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if again := established(t, gw, node); again == id {
+		t.Error("the session after up has the UUID of the one before down")
+	}
+	if got := node.tunnel().Addresses[0]; got != address {
+		t.Errorf("address %v after up, want %v again", got, address)
+	}
+}
+
+func TestRevokedNodeIsCutAndRefused(t *testing.T) {
+	gw, node := pair(t)
+	established(t, gw, node)
+	if err := gw.m.RevokeNode(t.Context(), "alice"); err != nil {
+		t.Fatal(err)
+	}
+	if got := gw.sessions(); len(got) != 0 {
+		t.Errorf("sessions after revoke: %+v", got)
+	}
+	wait(t, "the node to be told", func() bool { return node.tunnel().State == "idle" })
+	_, err := node.m.Up(t.Context(), "office", 5*time.Second)
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.NotAllowed {
+		t.Errorf("Up = %v, want NotAllowed", err)
+	}
+}
+
+func TestBranchPrefixReachesTheOthers(t *testing.T) {
+	branch := netip.MustParsePrefix("10.20.0.0/16")
+	gw := newGatewayDaemon(t)
+	gw.run()
+	t.Cleanup(gw.end)
+	// Invited before alice joins, so that join shows alice the prefix.
+	b := newNodeDaemon(t, "branch")
+	b.run()
+	t.Cleanup(b.end)
+	b.join(gw, branch)
+	alice := newNodeDaemon(t, "alice")
+	alice.run()
+	t.Cleanup(alice.end)
+	alice.join(gw)
+	wait(t, "the branch's prefix at the gateway", func() bool { return slices.Contains(gw.host.Routes("tnl0"), branch) })
+	wait(t, "the branch's prefix at alice", func() bool { return slices.Contains(alice.host.Routes("tnl0"), branch) })
+	if slices.Contains(b.host.Routes("tnl0"), branch) {
+		t.Error("the branch was told its own prefix as a route")
+	}
+	if err := b.m.Down(t.Context(), "office"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the branch's prefix to go", func() bool { return !slices.Contains(alice.host.Routes("tnl0"), branch) })
+}
+
+func TestKilledSessionIsBegunAnew(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	if err := gw.m.KillSession(t.Context(), id[:8], "maintenance"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "another session", func() bool {
+		tn := node.tunnel()
+		return tn.State == "established" && *tn.Session != id
+	})
+}
+
+func TestPoolExhausted(t *testing.T) {
+	gw := newGatewayDaemon(t)
+	gw.cfg.Networks[0].Pools = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/30")} // one address to lease
+	gw.run()
+	t.Cleanup(gw.end)
+	alice, bob := newNodeDaemon(t, "alice"), newNodeDaemon(t, "bob")
+	for _, d := range []*daemon{alice, bob} {
+		d.run()
+		t.Cleanup(d.end)
+	}
+	alice.join(gw)
+	established(t, gw, alice)
+	bob.join(gw)
+	wait(t, "bob's refusal", func() bool { return bob.tunnel().LastError != nil })
+	if tn := bob.tunnel(); tn.State == "established" {
+		t.Errorf("bob is established: %+v", tn)
+	}
+}
+
+func TestPoolOverlapsTheHost(t *testing.T) {
+	gw := newGatewayDaemon(t)
+	gw.engine, gw.host = &enginetest.Fake{}, hosttest.New()
+	gw.host.SetForeign("eth0", netip.MustParsePrefix("10.77.0.7/24"))
+	m, err := New(Options{Config: gw.cfg, Store: gw.store, Engine: gw.engine, Host: gw.host, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Run(t.Context()); err == nil {
+		t.Error("Run accepted a pool that overlaps the host's address")
+	}
+}
+
+func TestProblemsAreInStatus(t *testing.T) {
+	gw, _ := pair(t)
+	gw.host.SetProblems("tnl0", host.Problem{What: "IPv4 forwarding is off", Mended: "sysctl -w net.ipv4.ip_forward=1"})
+	st, err := gw.m.Status(t.Context())
+	if err != nil || len(st.Problems) != 1 || st.Problems[0].Mend != "sysctl -w net.ipv4.ip_forward=1" {
+		t.Errorf("Status = %+v, %v", st.Problems, err)
+	}
+}

@@ -1,0 +1,307 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"tunneld/internal/auth"
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/store"
+	"tunneld/internal/tunnel/engine"
+)
+
+// peerConn is a node's control connection at the gateway: it decides for the
+// machine and keeps its journal (control.Handler).
+type peerConn struct {
+	g      *gateway
+	conn   *control.Conn
+	id     uint32
+	node   string
+	nodeID session.ID
+
+	serial   uint64         // of revocations, when its rights were last looked at
+	restored *time.Duration // what is left of the grace, of one that was restored
+	orphans  []uint32       // sessions to be closed when it is launched
+}
+
+// Save makes the record durable.
+//
+// A node that was revoked since its rights were last looked at gets nothing
+// more: the transaction fails, and with it what it was for.
+func (p *peerConn) Save(r *control.Record) error {
+	return p.g.m.journal.saveConnection("", r, func(tx store.Tx) error {
+		return auth.CheckGrant(tx, p.nodeID, p.serial)
+	})
+}
+
+// Forget removes the record.
+func (p *peerConn) Forget() error { return p.g.m.journal.forgetConnection(p.id) }
+
+// Authorize admits a node that is not revoked, for a new connection and at
+// every resume alike.
+func (p *peerConn) Authorize(a control.AskAuthorize) *wire.Result {
+	p.serial = p.g.registry.RevocationSerial()
+	if _, _, ok := p.g.registry.Rights(a.Binding.PeerID); !ok {
+		return &wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}
+	}
+	if a.Resume {
+		p.g.m.chores.add("rights "+connectionKey(p.id), p.recheck)
+	}
+	return nil
+}
+
+// recheck closes the sessions of a resumed connection that its node has no
+// right to any more.
+func (p *peerConn) recheck(ctx context.Context) {
+	networks, advertise, ok := p.g.registry.Rights(p.nodeID)
+	if !ok {
+		return // revoked: all of it is being cut
+	}
+	for _, s := range p.conn.View().Sessions {
+		lost := !slices.Contains(networks, s.Network)
+		for _, a := range s.Advertise {
+			lost = lost || !slices.ContainsFunc(advertise, func(g prefix) bool { return covers(g, a) })
+		}
+		if lost {
+			p.conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: *refusal(wire.CauseNetworkRight,
+				"node %q has lost its right to network %q", p.node, s.Network)})
+		}
+	}
+}
+
+// Grant decides about a session.
+func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
+	g := p.g
+	n := g.network(a.Request.RemoteEnd)
+	if n == nil {
+		return control.Grant{}, refusal(wire.CauseUnknownNetwork, "there is no network %q here", a.Request.RemoteEnd)
+	}
+	p.serial = g.registry.RevocationSerial()
+	networks, advertise, ok := g.registry.Rights(p.nodeID)
+	if !ok {
+		return control.Grant{}, refusal(wire.CauseRevoked, "node %q is revoked", p.node)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.replaceLocked(n, p)
+	grant, r := n.admitLocked(p, a.Request, networks, advertise)
+	if r != nil {
+		g.m.log.Warn("session refused", event.KeyNode, p.node, event.KeyNetwork, a.Request.RemoteEnd, event.KeyCause, r.Describe(wire.TypeCDN))
+		g.m.publish(event.Event{Kind: event.SessionRefused, Node: p.node, Network: a.Request.RemoteEnd, Cause: r.Describe(wire.TypeCDN)})
+		return grant, r
+	}
+	for i := range a.Request.Advertise { // its own prefixes are no routes for it
+		grant.Routes = slices.DeleteFunc(grant.Routes, func(r prefix) bool { return r == a.Request.Advertise[i] })
+	}
+	return grant, nil
+}
+
+// replaceLocked makes room for a node's new session: the one it had in that
+// network under another connection is of a node that lost its state.
+func (g *gateway) replaceLocked(n *network, p *peerConn) {
+	for _, mb := range n.members() {
+		if mb.nodeID != p.nodeID || mb.conn == p {
+			continue
+		}
+		old := mb.conn
+		g.dropLocked(mb, "replaced by a new session of the same node")
+		g.m.chores.add("replaced "+mb.id.String(), func(ctx context.Context) {
+			old.conn.Do(ctx, control.CloseSession{LocalID: mb.local, Result: *refusal(wire.CauseReplaced, "replaced by a new session")})
+		})
+	}
+}
+
+// SetUp teaches the data plane the session, its gate closed until ICCN.
+func (p *peerConn) SetUp(s control.Session) *wire.Result {
+	g := p.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.network(s.Network)
+	mb := g.newMember(n, p, s)
+	mb.state = session.WaitConnect
+	if err := n.dev.Add(mb.engineSession(engine.Closed)); err != nil {
+		g.m.log.Error("session has no data plane", event.KeySession, s.ID, event.KeyErr, err)
+		g.dropLocked(mb, "no data plane")
+		return &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseLocal, Text: "the gateway's data plane refused the session"}
+	}
+	return nil
+}
+
+// Sign renews the node's certificate.
+func (p *peerConn) Sign(a control.AskSign) ([]byte, *wire.Result) {
+	der, err := p.g.registry.Renew(auth.Peer{Deployment: p.g.registry.Deployment(), ID: p.nodeID, Name: p.node, Role: auth.Node}, a.CSR, time.Now())
+	if err != nil {
+		cause := wire.CauseCertificate
+		if errors.Is(err, auth.ErrRevoked) {
+			cause = wire.CauseRevoked
+		}
+		p.g.m.log.Warn("certificate not renewed", event.KeyNode, p.node, event.KeyErr, err)
+		return nil, &wire.Result{Code: wire.StopGeneral, Cause: cause}
+	}
+	p.g.m.log.Info("certificate renewed", event.KeyNode, p.node)
+	p.g.m.publish(event.Event{Kind: event.NodeRenewed, Node: p.node})
+	return der, nil
+}
+
+// Notify records what happened and acts upon it.
+func (p *peerConn) Notify(a control.Action) {
+	g := p.g
+	log := g.m.log.With(event.KeyNode, p.node)
+	switch a := a.(type) {
+	case control.Opened:
+		log.Info("control connection established")
+	case control.SessionUp:
+		p.sessionUp(a.Session)
+	case control.SessionDown:
+		p.sessionDown(a)
+	case control.WasSuspended:
+		p.setStates(session.Suspended, event.SessionSuspended, cause(a.Err))
+	case control.Resumed:
+		p.setStates(session.Established, event.SessionResumed, restartedCause(a.PeerRestarted))
+	case control.TroubleReported:
+		log.Warn("peer's data path is silent", event.KeySession, a.Session.ID)
+	case control.Cloned:
+		log.Warn("resume with a proof that was used before: cloned state?")
+		g.m.publish(event.Event{Kind: event.ClonedState, Node: p.node})
+	case control.Ended:
+		log.Info("control connection closed", event.KeyCause, a.Result.Describe(wire.TypeStopCCN), event.KeyErr, a.Err)
+	}
+}
+
+func cause(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func restartedCause(restarted bool) string {
+	if restarted {
+		return "peer was restarted"
+	}
+	return ""
+}
+
+// sessionUp opens the gate; routes go into the host, and to the other nodes.
+func (p *peerConn) sessionUp(s control.Session) {
+	g := p.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	mb := g.members[s.ID]
+	if mb == nil {
+		return
+	}
+	n := mb.network
+	if err := n.dev.SetGate(s.ID, engine.Open); err != nil {
+		g.m.log.Error("gate not opened", event.KeySession, s.ID, event.KeyErr, err)
+	}
+	mb.state, mb.since = session.Established, time.Now()
+	if len(mb.advertise) > 0 {
+		if err := n.setHostRoutes(); err != nil {
+			g.m.log.Error("routes not set", event.KeySession, s.ID, event.KeyErr, err)
+		}
+	}
+	g.announceLater(n)
+	g.record(mb, event.SessionEstablished, "")
+}
+
+// announceLater tells the nodes of a network its present routes, soon.
+func (g *gateway) announceLater(n *network) {
+	g.m.chores.add("routes "+n.cfg.Name, func(ctx context.Context) { g.announce(ctx, n) })
+}
+
+// record logs a change of a session's state and publishes it: the log is the
+// history.
+func (g *gateway) record(mb *member, kind event.Kind, cause string) {
+	g.m.log.Info(string(kind), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyNetwork, mb.network.cfg.Name,
+		event.KeyState, mb.state, event.KeyCause, cause)
+	g.m.publish(event.Event{Kind: kind, Session: mb.id, Node: mb.node, Network: mb.network.cfg.Name, Cause: cause})
+}
+
+// setStates follows the control connection with the states of its sessions.
+func (p *peerConn) setStates(to session.State, kind event.Kind, cause string) {
+	g := p.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, mb := range g.members {
+		if mb.conn != p || mb.state == session.WaitConnect {
+			continue
+		}
+		mb.state, mb.since = to, time.Now()
+		if kind == event.SessionResumed {
+			mb.resumes++
+		}
+		g.record(mb, kind, cause)
+	}
+}
+
+// sessionDown takes a session off the data plane and frees its addresses.
+func (p *peerConn) sessionDown(a control.SessionDown) {
+	g := p.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if mb := g.members[a.Session.ID]; mb != nil {
+		g.dropLocked(mb, a.Result.Describe(wire.TypeCDN))
+	} else if n := g.network(a.Session.Network); n != nil {
+		n.pool.Cancel(a.Session.ID) // granted, and never set up
+	}
+}
+
+// dropLocked ends a session here: gate and keys, routes, addresses, record.
+func (g *gateway) dropLocked(mb *member, cause string) {
+	n := mb.network
+	final := g.countersLocked(mb)
+	if err := n.dev.Remove(mb.id); err != nil {
+		g.m.log.Error("session not removed from the data plane", event.KeySession, mb.id, event.KeyErr, err)
+	}
+	delete(g.members, mb.id)
+	g.gone = append(g.gone, mb.id)
+	mb.state, mb.since = session.Closed, time.Now()
+	if len(mb.advertise) > 0 {
+		if err := n.setHostRoutes(); err != nil {
+			g.m.log.Error("routes not set", event.KeySession, mb.id, event.KeyErr, err)
+		}
+	}
+	g.freeLocked(mb)
+	g.announceLater(n)
+	g.m.log.Info(string(event.SessionClosed), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyNetwork, n.cfg.Name,
+		event.KeyState, session.Closed, event.KeyCause, cause, event.KeyBytes, final.RxBytes+final.TxBytes)
+	g.m.publish(event.Event{Kind: event.SessionClosed, Session: mb.id, Node: mb.node, Network: n.cfg.Name, Cause: cause})
+}
+
+// freeLocked gives the addresses back: they rest, and belong to the node.
+func (g *gateway) freeLocked(mb *member) {
+	n := mb.network
+	rest, ok := n.pool.Free(mb.id, time.Now())
+	if !ok {
+		return
+	}
+	if err := g.m.host.FlushConntrack(mb.addresses); err != nil {
+		g.m.log.Warn("connection tracking not flushed", event.KeySession, mb.id, event.KeyErr, err)
+	}
+	if err := g.m.journal.put(bucketLeases, n.cfg.Name+"/"+rest.Addresses[0].String(), leaseV1{stateVersion, rest}); err != nil {
+		g.m.log.Error("lease not recorded", event.KeySession, mb.id, event.KeyErr, err)
+	}
+}
+
+var _ control.Handler = (*peerConn)(nil)
+
+// closeGates stops the packets of a node's sessions, with effect from the next
+// batch.
+func (g *gateway) closeGates(node string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, mb := range g.members {
+		if mb.node != node {
+			continue
+		}
+		if err := mb.network.dev.SetGate(mb.id, engine.Closed); err != nil {
+			g.m.log.Error("gate not closed", event.KeySession, mb.id, event.KeyErr, err)
+		}
+	}
+}
