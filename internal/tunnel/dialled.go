@@ -40,7 +40,7 @@ type dialled struct {
 
 	lastErr  error
 	cause    wire.Cause // of the last refusal
-	denied   bool       // the gateway does not take our certificate
+	denied   bool       // one end does not take the other's certificate, or there is none
 	givenUp  bool       // refused for good: only `up` tries again
 	retryAt  time.Time  // not before, after a refusal
 	failures int
@@ -124,9 +124,7 @@ func (t *dialled) set(s session.State) {
 // a default route only if it was asked for.
 func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
 	for _, r := range s.Routes {
-		ok := slices.ContainsFunc(t.cfg.AcceptRoutes, func(a prefix) bool {
-			return a == r || (!isDefault(a) && covers(a, r))
-		})
+		ok := slices.ContainsFunc(t.cfg.AcceptRoutes, func(a prefix) bool { return covers(a, r) })
 		if !isDefault(r) && slices.ContainsFunc(s.Peers, r.Contains) {
 			ok = true
 		}
@@ -240,8 +238,11 @@ func (t *dialled) changeRoutesLocked(s control.Session) {
 }
 
 // refusedLocked remembers why there is no session, and when to ask again.
-func (t *dialled) refusedLocked(res wire.Result) {
+func (t *dialled) refusedLocked(res wire.Result, remote bool) {
 	t.lastErr, t.cause = errors.New(res.Describe(wire.TypeCDN)), res.Cause
+	if !remote && res.Text != "" {
+		t.lastErr = errors.New(res.Text) // our own words
+	}
 	t.givenUp = res.Cause.Advice() == wire.GiveUp
 	t.failures++
 	t.retryAt = time.Now().Add(backoff(t.failures))

@@ -247,17 +247,26 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 	c.SetReadDeadline(time.Time{})
 	p := g.connFor(ctx, q, peer)
 	if p == nil {
-		control.Refuse(c, q, wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume})
+		control.Refuse(c, q, noConnection(q))
 		return
 	}
 	g.seeTransport(c.RemoteAddr(), 1)
 	defer g.seeTransport(c.RemoteAddr(), -1)
 	gone, err := p.conn.Attach(ctx, c, br, g.binding(c, peer), first)
 	if err != nil {
-		control.Refuse(c, q, wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume})
+		control.Refuse(c, q, noConnection(q))
 		return
 	}
 	<-gone
+}
+
+// noConnection is why a request finds no connection: there is nothing to
+// resume, or no more can be begun.
+func noConnection(q *wire.SCCRQ) wire.Result {
+	if q.Recovery == nil {
+		return wire.Result{Code: wire.StopError, Error: wire.ErrorResources, Cause: wire.CauseBusy}
+	}
+	return wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume}
 }
 
 // Bounds of a transport's first message.
@@ -295,6 +304,10 @@ func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *p
 		}
 		return p
 	}
+	if len(g.connsOfLocked(peer.ID)) >= maxConns {
+		g.mu.Unlock()
+		return nil
+	}
 	id := g.freeIDLocked()
 	p := &peerConn{g: g, id: id, node: peer.Name, nodeID: peer.ID}
 	p.conn = control.NewConn(control.New(g.config(id)), p, g.m.log.With(event.KeyNode, peer.Name))
@@ -302,6 +315,32 @@ func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *p
 	g.mu.Unlock()
 	g.launch(ctx, p)
 	return p
+}
+
+// maxConns bounds the control connections of one node, living and suspended.
+const maxConns = 16
+
+func (g *gateway) connsOfLocked(node session.ID) (all []*peerConn) {
+	for _, p := range g.conns {
+		if p.nodeID == node {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// tidy ends the connections of a node that are suspended and hold no session:
+// the node has lost them, or it would have resumed one instead of beginning
+// another.
+func (g *gateway) tidy(ctx context.Context, node session.ID) {
+	g.mu.Lock()
+	all := g.connsOfLocked(node)
+	g.mu.Unlock()
+	for _, p := range all {
+		if v := p.conn.View(); v.State == session.Suspended && len(v.Sessions) == 0 {
+			p.conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopGeneral, Cause: wire.CauseReplaced}})
+		}
+	}
 }
 
 func (g *gateway) freeIDLocked() uint32 {

@@ -30,9 +30,10 @@ type link struct {
 
 	conn     *control.Conn // nil while there is no connection
 	restored *time.Duration
-	up       bool  // a transport carries the connection
-	redial   bool  // the network changed: a new transport is wanted beside the old one
-	lastErr  error // why the present attempt failed
+	up       bool   // a transport carries the connection
+	redial   bool   // the network changed: a new transport is wanted beside the old one
+	lastErr  error  // why the present attempt failed
+	reached  string // the gateway dialled last, HOST:PORT
 	failures int
 	running  bool
 	renewing *renewal
@@ -142,7 +143,7 @@ func (m *Manager) startTunnels(ctx context.Context) error {
 
 // startLocked starts the goroutine of a link.
 func (l *link) startLocked(ctx context.Context) {
-	if l.running {
+	if l.running || ctx.Err() != nil {
 		return
 	}
 	l.running = true
@@ -156,6 +157,9 @@ func (l *link) startLocked(ctx context.Context) {
 func (l *link) launchLocked(ctx context.Context) {
 	conn, restored := l.conn, l.restored
 	l.restored = nil
+	if ctx.Err() != nil {
+		return
+	}
 	l.m.wg.Go(func() {
 		conn.Run(ctx)
 		l.m.mu.Lock()
@@ -253,7 +257,7 @@ func (l *link) failed(err error) time.Duration {
 	l.redial = l.up // the old transport may be of no use on the new network
 	for _, t := range l.tunnels {
 		if t.wanted {
-			t.lastErr, t.denied = err, errors.Is(err, carrier.ErrOurCertificate)
+			t.lastErr, t.denied = err, denied(err)
 			if t.session == nil {
 				t.set(session.Idle)
 			}
@@ -263,6 +267,17 @@ func (l *link) failed(err error) time.Duration {
 		l.m.log.Warn("gateway not reached", event.KeyPeer, l.key, event.KeyAttempt, l.failures, event.KeyErr, err)
 	}
 	return backoff(l.failures)
+}
+
+// denied reports whether a failed dial will fail again until somebody does
+// something about certificates.
+func denied(err error) bool {
+	for _, e := range []error{carrier.ErrOurCertificate, carrier.ErrPeerCertificate, auth.ErrExpired, errNotJoined} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // ask opens the sessions that are wanted and missing; it returns when the next
@@ -354,7 +369,7 @@ func (l *link) dialOne(ctx context.Context, address string) error {
 		return err
 	}
 	l.m.mu.Lock()
-	l.lastErr = nil
+	l.lastErr, l.reached = nil, address
 	l.m.mu.Unlock()
 	gone, err := conn.Attach(ctx, c, bufio.NewReader(c), bind(c, id, peer), nil)
 	if err != nil {

@@ -71,7 +71,7 @@ func (c *linkConn) Notify(a control.Action) {
 		c.sessionUp(a.Session)
 	case control.SessionRefused:
 		if t := c.l.labelled(a.Label); t != nil {
-			t.refusedLocked(a.Result)
+			t.refusedLocked(a.Result, a.Remote)
 		}
 	case control.SessionDown:
 		c.sessionDown(a)

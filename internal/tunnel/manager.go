@@ -54,8 +54,9 @@ type Manager struct {
 	chores  *chores
 	gateway *gateway // nil: this node listens to nobody
 
-	ctx context.Context // of Run; ends when the daemon does
-	wg  sync.WaitGroup  // everything that Run started
+	ctx   context.Context // of Run; ends when the daemon does
+	wg    sync.WaitGroup  // everything that Run started
+	ready chan struct{}   // closed when Run has brought everything up
 
 	mu      sync.Mutex // guards everything below
 	tunnels []*dialled // in the order of configuration
@@ -69,7 +70,7 @@ type Manager struct {
 func New(o Options) (*Manager, error) {
 	m := &Manager{
 		cfg: o.Config, store: o.Store, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen,
-		bootID: session.NewID(), journal: &journal{o.Store}, links: map[string]*link{},
+		bootID: session.NewID(), journal: &journal{o.Store}, links: map[string]*link{}, ready: make(chan struct{}),
 	}
 	if m.listen == nil {
 		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
@@ -95,8 +96,11 @@ func (m *Manager) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer m.tearDown()
 	defer m.wg.Wait()
-	defer cancel(errStopping)
+	defer m.closing(cancel)
 	m.ctx = ctx
+	if err := m.host.Cleanup(""); err != nil { // what a killed daemon left behind
+		return err
+	}
 	m.wg.Go(func() { m.chores.run(ctx) })
 	if m.gateway != nil {
 		if err := m.gateway.start(ctx); err != nil {
@@ -113,6 +117,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.wg.Go(func() { m.watch(ctx, changes) })
 	m.wg.Go(func() { m.tick(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
+	close(m.ready)
 	m.log.Info("daemon started", event.KeyNode, m.cfg.Node.Name, event.KeyEvent, m.bootID)
 	var fatal <-chan error
 	if m.gateway != nil {
@@ -127,6 +132,18 @@ func (m *Manager) Run(ctx context.Context) error {
 	case err := <-fatal:
 		return err
 	}
+}
+
+// Ready is closed when Run has brought everything up. Before that no other
+// method may be called.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// closing ends Run's context. Whoever starts a goroutine under Manager.mu looks
+// at the context first, so that none begins when Run waits for them.
+func (m *Manager) closing(cancel context.CancelCauseFunc) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	cancel(errStopping)
 }
 
 var errStopping = errors.New("tunnel: the daemon stops")

@@ -51,10 +51,11 @@ func (d *daemon) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	d.m, d.stop, d.done = m, cancel, make(chan error, 1)
 	go func() { d.done <- m.Run(ctx) }()
-	wait(d.t, "the daemon to start", func() bool {
-		events, _, _ := m.Events(ctx, false)
-		return len(events) > 0
-	})
+	select {
+	case <-m.Ready():
+	case err := <-d.done:
+		d.t.Fatalf("Run: %v", err)
+	}
 }
 
 // end stops the Manager as SIGTERM does.

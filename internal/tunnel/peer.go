@@ -155,6 +155,7 @@ func (p *peerConn) Notify(a control.Action) {
 	switch a := a.(type) {
 	case control.Opened:
 		log.Info("control connection established")
+		g.m.chores.add("tidy "+p.node, func(ctx context.Context) { g.tidy(ctx, p.nodeID) })
 	case control.SessionUp:
 		p.sessionUp(a.Session)
 	case control.SessionDown:

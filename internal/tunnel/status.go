@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -59,7 +60,7 @@ func (t *dialled) view() api.Tunnel {
 	v := api.Tunnel{
 		Name: t.cfg.Name, State: t.state.String(), Addresses: []netip.Addr{}, Since: &t.since, Enabled: !t.saved.Down,
 		Routes: []netip.Prefix{}, RefusedRoutes: notNil(t.refused), Advertise: notNil(t.cfg.Advertise),
-		Interface: maybe(t.ifname), Gateway: maybe(t.cfg.Gateways[0]), LastError: maybeError(t.lastErr),
+		Interface: maybe(t.ifname), Gateway: maybe(cmp.Or(t.link.reached, t.cfg.Gateways[0])), LastError: maybeError(t.lastErr),
 	}
 	since := t.since
 	v.Since = &since
@@ -210,7 +211,7 @@ func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan 
 		return views, nil, nil
 	}
 	out := make(chan api.Event)
-	m.wg.Go(func() {
+	go func() {
 		defer close(out)
 		defer cancel()
 		for {
@@ -232,7 +233,7 @@ func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan 
 				return
 			}
 		}
-	})
+	}()
 	return views, out, nil
 }
 

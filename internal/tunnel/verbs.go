@@ -110,8 +110,13 @@ func (t *dialled) verdict() error {
 		return nil
 	}
 	e := &api.Error{Code: api.NotAllowed, Message: fmt.Sprintf("tunnel %q: %v", t.cfg.Name, t.lastErr), Hint: "ask the gateway's administrator"}
-	if t.cause == wire.CauseUnknownNetwork {
+	switch {
+	case t.cause == wire.CauseUnknownNetwork:
 		e.Code, e.Hint = api.NoSuch, "`network` in the tunnel's configuration names one that the gateway does not have"
+	case errors.Is(t.lastErr, errNotJoined), errors.Is(t.lastErr, auth.ErrExpired):
+		e.Code, e.Hint = api.Failed, "get an invite from the gateway's administrator and run `tunnelctl join -`"
+	case errors.Is(t.lastErr, carrier.ErrPeerCertificate):
+		e.Code, e.Hint = api.Failed, "whoever answers there is not the gateway this node has joined; if the gateway was set up anew, leave and join again"
 	}
 	return e
 }
