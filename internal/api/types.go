@@ -200,3 +200,25 @@ type Node struct {
 	Sessions  int            `json:"sessions"`
 	ExpiresAt *time.Time     `json:"expires_at"` // of the invite, or of the certificate
 }
+
+// TunnelRequest names the tunnel that `down` and `leave` are about.
+type TunnelRequest struct {
+	Tunnel string `json:"tunnel"`
+}
+
+// UpRequest starts a tunnel and waits for its session, for WaitMillis at most.
+type UpRequest struct {
+	Tunnel     string `json:"tunnel"`
+	WaitMillis int64  `json:"wait_ms"`
+}
+
+// KillRequest ends a session; Reason goes to the peer and into the record.
+type KillRequest struct {
+	Session string `json:"session"`
+	Reason  string `json:"reason"`
+}
+
+// RevokeRequest ends a node's rights and its sessions.
+type RevokeRequest struct {
+	Node string `json:"node"`
+}

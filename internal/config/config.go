@@ -1,11 +1,35 @@
 // Package config is the daemon's file, typed: every key, its default and what
 // may stand there.
+//
+// A file is TOML. [Parse] reports everything that is wrong with it at once, each
+// with the line and column of the key or value that it is about; key paths
+// count tables from 1, so network[2].pools[1] is the first pool of the second
+// [[network]]. Nothing outside the file is looked at: whether an address of this
+// host overlaps a pool, or an interface is there, the manager finds out.
+//
+// Tunnels that `tunnelctl join` adds stand in files of their own under the
+// state directory, since the administrator's file is never rewritten: see
+// [ReadTunnels] and [Merge].
 package config
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 	"time"
 )
+
+// DefaultDir is where the file and, beside it, the administrator's other files
+// are, unless said otherwise; DefaultPath is the file itself.
+const (
+	DefaultDir  = "/etc/tunneld"
+	FileName    = "tunneld.toml"
+	DefaultPath = DefaultDir + "/" + FileName
+)
+
+// Engine names that [data] engine may have.
+const EngineReference = "reference"
 
 // Config is the whole file (tunneld.toml) with defaults filled in.
 type Config struct {
@@ -14,6 +38,8 @@ type Config struct {
 	Networks []Network
 	Tunnels  []Tunnel // of the file; those that join wrote are read by ReadTunnels
 	Data     Data
+
+	file string // where it was read from, for the text of errors
 }
 
 // Node says who this machine is and where it keeps things.
@@ -34,7 +60,7 @@ type Network struct {
 	Name       string
 	Pools      []netip.Prefix // at most one of each family
 	Routes     []netip.Prefix
-	Interface  string
+	Interface  string // empty: the lowest free tnlN, kept
 	Masquerade bool
 	Timers     Timers
 }
@@ -61,5 +87,139 @@ type Tunnel struct {
 // Data is the data plane.
 type Data struct {
 	Engine string // "reference"
-	MTU    int
+	MTU    int    // of the inside, in octets
+}
+
+// Default returns what stands where the file says nothing.
+func Default() Config {
+	return Config{
+		Node: Node{StateDir: "/var/lib/tunneld", Socket: "/run/tunneld/tunneld.sock"},
+		Data: Data{Engine: EngineReference, MTU: 1420},
+	}
+}
+
+// DefaultGateway returns the defaults of a [gateway] section.
+func DefaultGateway() Gateway { return Gateway{Listen: ":443"} }
+
+// DefaultTimers returns the defaults of [network.timers].
+func DefaultTimers() Timers {
+	return Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute}
+}
+
+// Load reads and parses the file at path.
+func Load(path string) (Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("config: %w: write the file with `tunneld init`, or name another with --config", err)
+	}
+	return Parse(path, b)
+}
+
+// Parse reads a whole file; name is how errors call it. The error joins one
+// *Problem for each thing that is wrong, in the order of the file; the Config is
+// to be used only without error.
+func Parse(name string, b []byte) (Config, error) {
+	d, top, err := newDecoder(name, b)
+	if err != nil {
+		return Config{}, err
+	}
+	c := d.config(top)
+	c.file = name
+	d.validate(&c)
+	return c, d.err()
+}
+
+// Validate checks a Config that was made by hand as Parse checks a file, all
+// but the places.
+func (c Config) Validate() error {
+	d := &decoder{file: c.file}
+	d.validate(&c)
+	return d.err()
+}
+
+// config reads the file's sections.
+func (d *decoder) config(top *table) Config {
+	c := Default()
+	if t := top.table("node"); t != nil {
+		t.text("name", &c.Node.Name)
+		t.text("state_dir", &c.Node.StateDir)
+		t.text("socket", &c.Node.Socket)
+		t.end()
+	}
+	if t := top.table("gateway"); t != nil {
+		g := DefaultGateway()
+		c.Gateway = &g
+		t.text("listen", &g.Listen)
+		t.text("public", &g.Public)
+		t.end()
+	}
+	for _, t := range top.tables("network") {
+		c.Networks = append(c.Networks, network(t))
+	}
+	for _, t := range top.tables("tunnel") {
+		c.Tunnels = append(c.Tunnels, tunnel(t))
+	}
+	if t := top.table("data"); t != nil {
+		t.text("engine", &c.Data.Engine)
+		t.integer("mtu", &c.Data.MTU)
+		t.end()
+	}
+	top.end()
+	return c
+}
+
+func network(t *table) Network {
+	n := Network{Timers: DefaultTimers()}
+	t.text("name", &n.Name)
+	t.prefixes("pools", &n.Pools)
+	t.prefixes("routes", &n.Routes)
+	t.text("interface", &n.Interface)
+	t.boolean("masquerade", &n.Masquerade)
+	if t := t.table("timers"); t != nil {
+		t.duration("hello", &n.Timers.Hello)
+		t.integer("misses", &n.Timers.Misses)
+		t.duration("grace", &n.Timers.Grace)
+		t.duration("cooloff", &n.Timers.Cooloff)
+		t.end()
+	}
+	t.end()
+	return n
+}
+
+func tunnel(t *table) Tunnel {
+	n := Tunnel{Auto: true}
+	t.text("name", &n.Name)
+	t.texts("gateways", &n.Gateways)
+	n.Network = n.Name
+	t.text("network", &n.Network)
+	t.text("interface", &n.Interface)
+	t.boolean("auto", &n.Auto)
+	t.prefixes("advertise", &n.Advertise)
+	t.prefixes("accept_routes", &n.AcceptRoutes)
+	t.end()
+	return n
+}
+
+// sections is every key by the section it stands in, for hints.
+var sections = map[string][]string{
+	"the file's top":   {"node", "gateway", "network", "tunnel", "data"},
+	"[node]":           {"name", "state_dir", "socket"},
+	"[gateway]":        {"listen", "public"},
+	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "timers"},
+	"[network.timers]": {"hello", "misses", "grace", "cooloff"},
+	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},
+	"[data]":           {"engine", "mtu"},
+}
+
+// home returns the section in which key is at home, if there is exactly one.
+func home(key string) (section string, ok bool) {
+	for name, keys := range sections {
+		if slices.Contains(keys, key) {
+			if ok {
+				return "", false
+			}
+			section, ok = name, true
+		}
+	}
+	return section, ok
 }

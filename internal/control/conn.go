@@ -19,7 +19,7 @@ import (
 // Bounds of one transport.
 const (
 	sendQueue    = 256              // messages waiting to be written
-	writeTimeout = 10 * time.Second // of one message
+	writeTimeout = 10 * time.Second // of one message, and of all that is left when a transport is dropped
 )
 
 var errSlowPeer = errors.New("control: peer does not read")
@@ -28,7 +28,8 @@ var errSlowPeer = errors.New("control: peer does not read")
 // at a time on the Conn's goroutine and must not call back into the Conn. A
 // result that is not nil refuses.
 type Handler interface {
-	// Save makes the record durable before it returns nil.
+	// Save makes the record durable before it returns nil. Its error may be a
+	// *Denied.
 	Save(*Record) error
 	// Forget removes the record.
 	Forget() error
@@ -98,6 +99,7 @@ type transport struct {
 	queue chan *wire.Packet // closed by Run's goroutine: close the transport when empty
 	gone  chan struct{}     // closed when both goroutines have ended
 	cut   bool              // queue is closed
+	last  *time.Timer       // set before the queue is closed: closes nc if that takes too long
 }
 
 // NewConn returns a Conn around m, which it owns from now on.
@@ -201,7 +203,7 @@ func (c *Conn) begin(t *transport) {
 	both.Add(2)
 	c.wg.Go(func() { defer both.Done(); c.readLoop(t) })
 	c.wg.Go(func() { defer both.Done(); c.writeLoop(t) })
-	c.wg.Go(func() { both.Wait(); close(t.gone) })
+	c.wg.Go(func() { both.Wait(); t.last.Stop(); close(t.gone) })
 	c.step(Attached{t.id, t.b})
 	if t.first != nil {
 		c.step(Received{t.id, t.first})
@@ -226,12 +228,12 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 		switch a := a.(type) {
 		case Save:
 			if err := c.h.Save(a.Record); err != nil {
-				c.log.Error("journal cannot be written", event.KeyErr, err)
+				c.log.Error("journal not written", event.KeyErr, err)
 				return nil, err
 			}
 		case Forget:
 			if err := c.h.Forget(); err != nil {
-				c.log.Error("journal cannot be written", event.KeyErr, err)
+				c.log.Error("journal not written", event.KeyErr, err)
 			}
 		case Send:
 			c.send(a)
@@ -275,6 +277,7 @@ func (c *Conn) send(a Send) {
 	case t.queue <- a.Packet:
 	default:
 		c.drop(t.id, errSlowPeer)
+		t.last.Reset(0)
 	}
 }
 
@@ -288,6 +291,7 @@ func (c *Conn) drop(id TransportID, err error) {
 		c.log.Debug("transport dropped", event.KeyErr, err)
 	}
 	t.cut = true
+	t.last = time.AfterFunc(writeTimeout, func() { t.nc.Close() })
 	close(t.queue)
 	delete(c.transports, id)
 }

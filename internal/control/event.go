@@ -55,8 +55,20 @@ type Detached struct {
 }
 
 // SaveFailed says that the record of the last Save is not durable; nothing that
-// followed the Save was done.
+// followed the Save was done. It must be the very next event. An Err that wraps a
+// [Denied] ends the connection, any other suspends it.
 type SaveFailed struct{ Err error }
+
+// Denied is an error of Handler.Save that says why the peer gets nothing more.
+type Denied struct {
+	Result wire.Result // of the StopCCN
+	Err    error
+}
+
+func (d *Denied) Error() string { return d.Err.Error() }
+
+// Unwrap returns the cause.
+func (d *Denied) Unwrap() error { return d.Err }
 
 // Expired is a timer that was armed and ran out.
 type Expired struct {
@@ -282,6 +294,15 @@ type (
 		Err    error
 	}
 )
+
+// isNotice reports whether a only tells what happened.
+func isNotice(a Action) bool {
+	switch a.(type) {
+	case Opened, Resumed, AttemptFailed, WasSuspended, SessionUp, SessionDown, SessionRefused, RoutesChanged, TroubleReported, CertificateRenewed, Cloned, Ended:
+		return true
+	}
+	return false
+}
 
 func (Send) action()               {}
 func (Save) action()               {}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"crypto/ecdh"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -30,6 +31,10 @@ const (
 	defaultSetupTimeout = 10 * time.Second
 	defaultMaxSessions  = 64
 )
+
+// maxUnacked bounds what is kept for a peer that acknowledges nothing. All
+// sessions of a connection coming and going at once stay far below it.
+const maxUnacked = 1024
 
 // DefaultTimers are in force until a session brings its network's.
 var DefaultTimers = wire.Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour}
@@ -71,14 +76,16 @@ type Machine struct {
 	rec      Record // Sessions and Unacked apart, what Save writes
 	sessions []*Session
 
-	silent    int  // hello intervals without a word from the peer
-	restarted bool // this machine was restored and not yet resumed
+	unsent    uint16 // while suspended: messages from this Ns on were never sent
+	silent    int    // hello intervals without a word from the peer
+	restarted bool   // this machine was restored and not yet resumed
 
 	// Of the present step.
 	out    []Action
-	dirty  bool // the record differs from the saved one
-	ackDue bool // the peer waits for our Nr
-	asked  bool // an Ask… action is open: nothing is saved or sent before its answer
+	last   []Action // of the step before
+	dirty  bool     // the record differs from the saved one
+	ackDue bool     // the peer waits for our Nr
+	asked  bool     // an Ask… action is open: nothing is saved or sent before its answer
 }
 
 // link is one transport as the machine sees it.
@@ -93,6 +100,7 @@ type link struct {
 	request   *wire.SCCRQ  // a responder's: what it answers
 	offered   secret.Value // the resume key that follows, if this one succeeds
 	promoteTo bool         // the proof was made with NextKey
+	beside    bool         // another transport carried the connection when this one came
 }
 
 // phase is how far a link has been set up.
@@ -116,7 +124,7 @@ func New(cfg Config) *Machine {
 func Restore(cfg Config, rec *Record) *Machine {
 	cfg = cfg.withDefaults()
 	cfg.Role, cfg.LocalID = rec.Role, rec.LocalID
-	m := &Machine{cfg: cfg, rec: *rec, state: session.Suspended, restarted: true}
+	m := &Machine{cfg: cfg, rec: *rec, state: session.Suspended, unsent: rec.Ns, restarted: true}
 	m.rec.Sessions = nil
 	for _, s := range rec.Sessions {
 		m.sessions = append(m.sessions, &s)
@@ -191,7 +199,7 @@ func (m *Machine) Record() *Record {
 // Step advances the machine by one event and says what to do about it. It
 // never blocks. After Closed every event is ignored.
 func (m *Machine) Step(ev Event) []Action {
-	m.out = nil
+	m.last, m.out = m.out, nil
 	if m.state == session.Closed {
 		return m.refuseWhenClosed(ev)
 	}
@@ -372,6 +380,11 @@ func (m *Machine) currentMessage(p *wire.Packet) {
 		}
 		m.rec.Nr++
 		m.dirty, m.ackDue = true, true
+		if n := len(m.rec.Unacked); n >= maxUnacked {
+			err := fmt.Errorf("%d messages were not acknowledged", n)
+			m.stop(wire.Result{Code: wire.StopError, Error: wire.ErrorResources, Text: err.Error()}, err)
+			return
+		}
 	}
 	m.message(p)
 }
@@ -403,7 +416,7 @@ func (m *Machine) message(p *wire.Packet) {
 	case *wire.CertRequest:
 		m.certRequest(p, msg)
 	case *wire.CertReply:
-		m.do(CertificateRenewed{msg.RequestID, msg.Certificate, msg.Result})
+		m.certReply(p, msg)
 	default: // SCCRQ, SCCRP, SCCCN: RFC 3931, section 7.2
 		m.wrong(p, "connection is established")
 	}
@@ -486,6 +499,9 @@ func (m *Machine) silence(at time.Time) {
 func (m *Machine) detached(ev Detached) {
 	switch l := m.link(ev.Transport); {
 	case l == nil:
+		if m.state == session.Suspended && m.rec.SuspendedAt.IsZero() { // of a transport we gave up: about now
+			m.rec.SuspendedAt, m.dirty = ev.At, true
+		}
 	case l == m.next:
 		m.abandon(l, nil, ev.Err)
 	default:
@@ -499,6 +515,7 @@ func (m *Machine) detached(ev Detached) {
 func (m *Machine) lose(err error) {
 	m.do(Drop{m.cur.id, err}, Disarm{TimerHello}, Arm{TimerGrace, m.rec.Timers.Grace})
 	m.cur = nil
+	m.unsent = m.rec.Ns
 	m.state = session.Suspended
 	m.dirty = true
 	for _, s := range append([]*Session(nil), m.sessions...) {
@@ -510,9 +527,23 @@ func (m *Machine) lose(err error) {
 	m.do(WasSuspended{err})
 }
 
-// saveFailed gives up every transport: nothing may be said that is not on
-// disk. The record is saved with the next resume.
+// saveFailed gives up every transport: nothing may be said to the peer that is
+// not on disk. The record is saved with the next resume. Notices that followed
+// the Save are given again: what they tell of has happened to this machine.
 func (m *Machine) saveFailed(ev SaveFailed) {
+	if d, ok := errors.AsType[*Denied](ev.Err); ok {
+		m.dirty = false
+		m.stop(d.Result, ev.Err)
+		return
+	}
+	saved := false
+	for _, a := range m.last {
+		if _, ok := a.(Save); ok {
+			saved = true
+		} else if saved && isNotice(a) {
+			m.do(a)
+		}
+	}
 	res := wire.Result{Code: wire.StopGeneral, Cause: wire.CauseStore}
 	if m.next != nil {
 		m.abandon(m.next, &res, ev.Err)
@@ -575,7 +606,7 @@ func (m *Machine) refuseWhenClosed(ev Event) []Action {
 
 // newLink prepares the exchange on a fresh transport.
 func (m *Machine) newLink(ev Attached) (*link, error) {
-	l := &link{id: ev.Transport, b: ev.Binding}
+	l := &link{id: ev.Transport, b: ev.Binding, beside: m.cur != nil}
 	var err error
 	if l.binding, err = ev.Binding.Export(labelBinding, nil, keySize); err != nil {
 		return nil, fmt.Errorf("exporter: %w", err)

@@ -58,7 +58,7 @@ func (m *Machine) remove(s *Session) {
 func (m *Machine) retime() {
 	t, first := m.cfg.Timers, true
 	for _, s := range m.sessions {
-		if s.State != session.Established && s.State != session.WaitConnect {
+		if s.State != session.Established && s.State != session.WaitConnect || s.Timers == (wire.Timers{}) { // none given: ours
 			continue
 		}
 		if first {
@@ -122,8 +122,8 @@ func (m *Machine) icrq(q *wire.ICRQ) {
 	case q.PWType != wire.PWTypeWireGuard:
 		refuse(wire.Result{Code: wire.CDNPWType})
 		return
-	case m.byRemote(q.LocalID) != nil:
-		refuse(wire.Result{Code: wire.CDNError, Error: wire.ErrorSessionID})
+	case m.byRemote(q.LocalID) != nil: // RFC 3931, section 7.3: clean up
+		m.disconnect(m.byRemote(q.LocalID), wire.Result{Code: wire.CDNError, Error: wire.ErrorSessionID})
 		return
 	case len(m.sessions) >= m.cfg.MaxSessions:
 		refuse(wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseBusy})
@@ -225,7 +225,7 @@ func (m *Machine) reply(s *Session) {
 // icrp takes the gateway's grant.
 func (m *Machine) icrp(r *wire.ICRP) {
 	s := m.named(r.LocalID, r.RemoteID)
-	if s == nil || m.cfg.Role != Initiator {
+	if s == nil {
 		// Asked for on a transport that broke, and given up since.
 		m.send(&wire.CDN{LocalID: r.RemoteID, RemoteID: r.LocalID, Result: wire.Result{Code: wire.CDNFSMError}})
 		return
@@ -330,7 +330,27 @@ func (m *Machine) changeRoutes(ev ChangeRoutes) {
 		return
 	}
 	s.Routes = ev.Routes
-	m.send(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes})
+	sli := &wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes}
+	if !m.supersede(sli) {
+		m.send(sli)
+	}
+}
+
+// supersede puts sli in the place of one for the same session that waits for a
+// resume and was never sent: a suspended connection keeps one for each session,
+// however often its routes change meanwhile.
+func (m *Machine) supersede(sli *wire.SLI) bool {
+	for i, p := range m.rec.Unacked {
+		old, ok := p.Message.(*wire.SLI)
+		if ok && old.LocalID == sli.LocalID && m.cur == nil && int16(p.Ns-m.unsent) >= 0 {
+			again := *p
+			again.Message = sli
+			m.rec.Unacked[i] = &again
+			m.dirty = true
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Machine) wen(w *wire.WEN) {
@@ -359,4 +379,12 @@ func (m *Machine) certRequest(p *wire.Packet, q *wire.CertRequest) {
 		return
 	}
 	m.ask(AskSign{q.RequestID, q.CSR})
+}
+
+func (m *Machine) certReply(p *wire.Packet, r *wire.CertReply) {
+	if m.cfg.Role != Initiator {
+		m.wrong(p, "a gateway asks for no certificate")
+		return
+	}
+	m.do(CertificateRenewed{r.RequestID, r.Certificate, r.Result})
 }

@@ -188,6 +188,8 @@ func (m *Machine) checkResume(l *link, q *wire.SCCRQ) (wire.Cause, error) {
 	case q.Proof.Generation == m.rec.Generation:
 	case q.Proof.Generation == m.rec.Generation+1 && !m.rec.NextKey.IsZero():
 		key, l.promoteTo = m.rec.NextKey, true
+	case q.Proof.Generation < m.rec.Generation:
+		return wire.CauseClonedState, fmt.Errorf("resume key of generation %d is spent, have %d", q.Proof.Generation, m.rec.Generation)
 	default:
 		return wire.CauseResumeProof, fmt.Errorf("resume key of generation %d, have %d", q.Proof.Generation, m.rec.Generation)
 	}
@@ -198,7 +200,7 @@ func (m *Machine) checkResume(l *link, q *wire.SCCRQ) (wire.Cause, error) {
 	if q.Proof.Attempt <= m.rec.Attempt {
 		return wire.CauseClonedState, fmt.Errorf("resume attempt %d after %d", q.Proof.Attempt, m.rec.Attempt)
 	}
-	if !m.cursorFits(*q.Cursor) {
+	if !m.cursorFits(l, *q.Cursor) {
 		return wire.CauseResumeProof, fmt.Errorf("resume from cursor %d/%d, have %d/%d", q.Cursor.Ns, q.Cursor.Nr, m.rec.Ns, m.rec.Nr)
 	}
 	return wire.CauseNone, nil
@@ -206,10 +208,15 @@ func (m *Machine) checkResume(l *link, q *wire.SCCRQ) (wire.Cause, error) {
 
 // cursorFits reports whether a peer that has got so far can go on with us: it
 // expects nothing we have not sent nor what we have forgotten, and sends next
-// nothing beyond what we can get from it again.
-func (m *Machine) cursorFits(c wire.Cursor) bool {
+// nothing that we have already. The last two may seem so where another
+// transport lived when the set-up of l began: both ends may have gone on over it
+// since c was written.
+func (m *Machine) cursorFits(l *link, c wire.Cursor) bool {
+	if int16(m.rec.Ns-c.Nr) < 0 {
+		return false
+	}
 	oldest := m.rec.Ns - uint16(len(m.rec.Unacked))
-	return int16(m.rec.Ns-c.Nr) >= 0 && int16(c.Nr-oldest) >= 0 && int16(c.Ns-m.rec.Nr) >= 0
+	return l.beside || int16(c.Nr-oldest) >= 0 && int16(c.Ns-m.rec.Nr) >= 0
 }
 
 // authorized goes on with the set-up after the manager's decision.
@@ -292,7 +299,7 @@ func (m *Machine) checkResumed(l *link, r *wire.SCCRP) error {
 	if !macEqual(want, r.Proof.MAC) {
 		return errors.New("gateway's resume proof does not hold")
 	}
-	if !m.cursorFits(*r.Cursor) {
+	if !m.cursorFits(l, *r.Cursor) {
 		return fmt.Errorf("gateway goes on from %d/%d, have %d/%d", r.Cursor.Ns, r.Cursor.Nr, m.rec.Ns, m.rec.Nr)
 	}
 	return nil
@@ -302,6 +309,10 @@ func (m *Machine) checkResumed(l *link, r *wire.SCCRP) error {
 func (m *Machine) connected(l *link) {
 	q := l.request
 	if q.Recovery != nil {
+		// The node has journalled the next key before it sent SCCCN: the
+		// present one is spent, and a copy of it worth nothing.
+		m.rec.ResumeKey, m.rec.NextKey = m.rec.NextKey, secret.Value{}
+		m.rec.Generation++
 		m.resumed(l, q.Profile.BootID, *q.Cursor)
 		return
 	}

@@ -58,11 +58,11 @@ func (m *Manager) loadTunnels() error {
 	if err != nil {
 		return err
 	}
-	all, err := config.Merge(m.cfg.Tunnels, joined)
+	all, err := config.Merge(m.cfg, joined)
 	if err != nil {
 		return err
 	}
-	for i, cfg := range all {
+	for i, cfg := range all.Tunnels {
 		t, err := m.newTunnel(cfg, i >= len(m.cfg.Tunnels))
 		if err != nil {
 			return err

@@ -34,9 +34,13 @@ type peerConn struct {
 // A node that was revoked since its rights were last looked at gets nothing
 // more: the transaction fails, and with it what it was for.
 func (p *peerConn) Save(r *control.Record) error {
-	return p.g.m.journal.saveConnection("", r, func(tx store.Tx) error {
+	err := p.g.m.journal.saveConnection("", r, func(tx store.Tx) error {
 		return auth.CheckGrant(tx, p.nodeID, p.serial)
 	})
+	if errors.Is(err, auth.ErrRevoked) {
+		return &control.Denied{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}, Err: err}
+	}
+	return err
 }
 
 // Forget removes the record.

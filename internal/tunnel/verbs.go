@@ -491,7 +491,7 @@ func (m *Manager) checkNewTunnel(name, ifname string) error {
 	if err := auth.ValidName(name); err != nil {
 		return &api.Error{Code: api.Usage, Message: err.Error()}
 	}
-	if err := config.ValidInterface(ifname); ifname != "" && err != nil {
+	if err := config.CheckInterface(ifname); ifname != "" && err != nil {
 		return &api.Error{Code: api.Usage, Message: err.Error()}
 	}
 	m.mu.Lock()

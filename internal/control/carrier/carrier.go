@@ -65,7 +65,10 @@ type Limits struct {
 	PerPrefix  int           // of those from one /32 or /64; default 32
 	Enrolments int           // enrolments at once; default 16
 	SetupTime  time.Duration // from accept to the first stream; default 10 s
-	SetupBytes int64         // read before authentication; default 64 KiB
+	// SetupBytes is what is read before authentication; default 16 KiB, five
+	// times what a node sends. crypto/tls buffers a record and a message, and
+	// with them a transport that is being set up costs some 20 KiB.
+	SetupBytes int64
 	// Known reports addresses where live or suspended sessions were last
 	// seen: half of HalfOpen is kept for them.
 	Known func(netip.Addr) bool

@@ -104,7 +104,7 @@ func (s *serving) admit(ctx context.Context, nc net.Conn) {
 	addr := remoteAddr(nc)
 	release, ok := s.halfOpen.take(addr, s.limits.Known(addr))
 	if !ok {
-		s.log.warn("transport refused: too many are being set up", event.KeyRemote, nc.RemoteAddr())
+		s.log.warn("transport refused", event.KeyRemote, nc.RemoteAddr(), event.KeyCause, "too many are being set up")
 		reset(nc)
 		return
 	}

@@ -13,7 +13,7 @@ func (l Limits) withDefaults() Limits {
 	l.PerPrefix = cmp.Or(l.PerPrefix, 32)
 	l.Enrolments = cmp.Or(l.Enrolments, 16)
 	l.SetupTime = cmp.Or(l.SetupTime, 10*time.Second)
-	l.SetupBytes = cmp.Or(l.SetupBytes, 64<<10)
+	l.SetupBytes = cmp.Or(l.SetupBytes, 16<<10)
 	if l.Known == nil {
 		l.Known = func(netip.Addr) bool { return false }
 	}

@@ -2,8 +2,8 @@
 // between TUN devices and the network. On the wire every engine is WireGuard
 // (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s).
 //
-// Three implementations: Fake (in memory, for tests), engine/reference
-// (wireguard-go's device) and, later, the native one.
+// Implementations: enginetest.Fake (in memory, for tests) and engine/reference
+// (wireguard-go's device).
 package engine
 
 import (
@@ -94,10 +94,13 @@ type Device interface {
 	Remove(session.ID) error
 	// Handshake starts a handshake now. With fresh set, keypairs in use are
 	// no longer sent with, because the peer has lost them; otherwise traffic
-	// goes on with them until the new one stands.
+	// goes on with them until the new one stands. An engine that may not send
+	// one yet does so as soon as it may. For a session whose peer starts every
+	// handshake it is an error.
 	Handshake(id session.ID, fresh bool) error
 	// Probe sends an authenticated empty packet now, so that the peer learns
-	// where we are. Without a live keypair it starts a handshake.
+	// where we are. Without a live keypair it starts a handshake, unless that
+	// is the peer's part.
 	Probe(session.ID) error
 	// Stats reads the counters of one session.
 	Stats(session.ID) (Stats, error)
@@ -112,8 +115,11 @@ type Session struct {
 	PresharedKey secret.Value   // 32 octets; none at all for a peer without
 	AllowedIPs   []netip.Prefix // inner prefixes the peer may send from and receives
 	Endpoint     netip.AddrPort // zero: learnt from the peer's first packet
-	Keepalive    time.Duration  // persistent keepalive; zero: none
+	Keepalive    time.Duration  // persistent keepalive, in whole seconds; zero: none
 	Gate         Gate
+	// Responder says that the peer starts every handshake. The engine then
+	// sends it none, because both ends starting at once can cost 5 s.
+	Responder bool
 }
 
 // Stats are the counters of a session in this process. Bytes are inner bytes:

@@ -1,0 +1,16 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func newLeave(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:               "leave TUNNEL",
+		Short:             "stop a tunnel and forget it",
+		Long:              leaveUsage,
+		Args:              wants("TUNNEL"),
+		ValidArgsFunction: c.completeTunnels,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.client().Leave(cmd.Context(), args[0])
+		},
+	}
+}

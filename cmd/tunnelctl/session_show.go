@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"tunneld/internal/api"
+)
+
+func newSessionShow(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:               "show ID",
+		Short:             "one session and what happened to it",
+		Long:              sessionShowUsage,
+		Args:              wants("ID"),
+		ValidArgsFunction: c.completeSessions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			detail, err := c.client().Session(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(detail)
+			}
+			return c.showSession(detail)
+		},
+	}
+}
+
+func (c *cli) showSession(d api.SessionDetail) error {
+	fmt.Fprintf(c.out, "session %s\n", printable(d.Session.Session))
+	if err := c.table(c.detailRows(d)); err != nil {
+		return err
+	}
+	if len(d.History) > 0 {
+		fmt.Fprintln(c.out, "\nhistory")
+	}
+	for _, e := range d.History {
+		fmt.Fprintf(c.out, "  %s  %s", e.Time.UTC().Format(timeFormat), printable(e.Event))
+		if e.Cause != nil {
+			fmt.Fprintf(c.out, "  %s", printable(*e.Cause))
+		}
+		fmt.Fprintln(c.out)
+	}
+	return nil
+}
+
+func (c *cli) detailRows(d api.SessionDetail) (rows [][]string) {
+	add := func(name, value string) {
+		if value != "" {
+			rows = append(rows, []string{"  " + name, value})
+		}
+	}
+	control := d.State
+	if d.Since != nil {
+		control += " since " + stamp(d.Since)
+	}
+	if d.Resumes > 0 {
+		control += ", resumes " + strconv.FormatUint(d.Resumes, 10)
+	}
+	data := "no handshake known"
+	if d.LastHandshakeAt != nil {
+		data = "last handshake " + c.age(*d.LastHandshakeAt) + " at " + stamp(d.LastHandshakeAt)
+	}
+	if d.KeyEpoch != nil {
+		data += ", key epoch " + strconv.FormatUint(uint64(*d.KeyEpoch), 10)
+	}
+	add("node", d.Node)
+	add("user", word(d.User))
+	add("network", d.Network)
+	add("control", control)
+	add("data", data)
+	add("addresses", list(d.Addresses))
+	add("advertises", list(d.Advertise))
+	add("path", word(d.Path))
+	add("endpoint", word(d.Endpoint))
+	add("traffic", fmt.Sprintf("rx_bytes %d, tx_bytes %d", d.RxBytes, d.TxBytes))
+	add("expires", stamp(d.ExpiresAt))
+	return rows
+}

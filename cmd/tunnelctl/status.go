@@ -1,0 +1,128 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"tunneld/internal/api"
+)
+
+func newStatus(c *cli) *cobra.Command {
+	return &cobra.Command{
+		Use:               "status",
+		Short:             "tunnels, networks, problems",
+		Long:              statusUsage,
+		Args:              wants(),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			status, err := c.client().Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(status)
+			}
+			return c.showStatus(status)
+		},
+	}
+}
+
+func (c *cli) showStatus(s api.Status) error {
+	fmt.Fprintf(c.out, "node %s, boot %s\n", printable(s.Node), printable(s.BootID))
+	for _, t := range s.Tunnels {
+		fmt.Fprintf(c.out, "\ntunnel %s\n", printable(t.Name))
+		if err := c.table(c.tunnelRows(t)); err != nil {
+			return err
+		}
+	}
+	if len(s.Networks) > 0 {
+		fmt.Fprintln(c.out)
+		if err := c.table(networkRows(s.Networks)); err != nil {
+			return err
+		}
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(c.out, "\nproblem on %s: %s\n  mended by: %s\n", printable(p.Interface), printable(p.What), printable(p.Mend))
+	}
+	if len(s.Tunnels)+len(s.Networks) == 0 {
+		c.hint("no tunnel yet: ask the gateway's administrator for an invite code and give it to `tunnelctl join -`")
+	}
+	return nil
+}
+
+// tunnelRows are the lines about one tunnel, control and data apart; what is
+// unknown or empty has no line.
+func (c *cli) tunnelRows(t api.Tunnel) (rows [][]string) {
+	add := func(name, value string) {
+		if value != "" {
+			rows = append(rows, []string{"  " + name, value})
+		}
+	}
+	add("control", controlOf(t))
+	add("data", c.dataOf(t))
+	add("session", word(t.Session))
+	add("addresses", list(t.Addresses))
+	add("gateway", word(t.Gateway))
+	add("path", word(t.Path))
+	add("endpoint", word(t.Endpoint))
+	add("interface", interfaceOf(t))
+	add("traffic", fmt.Sprintf("rx_bytes %d, tx_bytes %d", t.RxBytes, t.TxBytes))
+	add("routes", list(t.Routes))
+	add("refused routes", list(t.RefusedRoutes))
+	add("advertises", list(t.Advertise))
+	add("last error", word(t.LastError))
+	return rows
+}
+
+// controlOf tells of the control connection: state, since when, resumes.
+func controlOf(t api.Tunnel) string {
+	text := t.State
+	if t.Since != nil {
+		text += " since " + stamp(t.Since)
+	}
+	if t.Resumes > 0 {
+		text += ", resumes " + strconv.FormatUint(t.Resumes, 10)
+	}
+	if !t.Enabled {
+		text += ", down until `tunnelctl up " + t.Name + "`"
+	}
+	return text
+}
+
+// dataOf tells of the data path, which lives by handshakes of its own.
+func (c *cli) dataOf(t api.Tunnel) string {
+	text := "unknown"
+	if t.DataAlive != nil && *t.DataAlive {
+		text = "alive"
+	} else if t.DataAlive != nil {
+		text = "silent"
+	}
+	if t.LastHandshakeAt != nil {
+		text += ", last handshake " + c.age(*t.LastHandshakeAt) + " at " + stamp(t.LastHandshakeAt)
+	}
+	if t.KeyEpoch != nil {
+		text += ", key epoch " + strconv.FormatUint(uint64(*t.KeyEpoch), 10)
+	}
+	return text
+}
+
+func interfaceOf(t api.Tunnel) string {
+	text := word(t.Interface)
+	if text != "" && t.MTU != nil {
+		text += ", mtu " + strconv.Itoa(*t.MTU)
+	}
+	return text
+}
+
+func networkRows(networks []api.Network) [][]string {
+	rows := [][]string{{"NETWORK", "INTERFACE", "POOLS", "ADDRESSES", "ROUTES", "SESSIONS", "LEASED"}}
+	for _, n := range networks {
+		rows = append(rows, []string{
+			n.Name, n.Interface, list(n.Pools), list(n.Addresses), list(n.Routes),
+			strconv.Itoa(n.Sessions), strconv.Itoa(n.Leased),
+		})
+	}
+	return rows
+}

@@ -1,0 +1,158 @@
+package main
+
+const rootUsage = `
+usage: tunnelctl [--socket PATH] [--json] VERB
+
+Shows and steers the tunneld of this machine.
+
+on a node
+  join CODE|-|--file FILE     enrol this node with an invite code
+  up TUNNEL                   start a tunnel and wait for its session
+  down TUNNEL                 stop a tunnel, until the next up
+  leave TUNNEL                stop a tunnel and forget it
+  status                      tunnels, networks, problems
+
+on a gateway
+  invite NODE                 print an invite code for a node
+  node list                   the nodes that were invited
+  node revoke NODE            end a node's rights and its sessions
+  sessions                    the sessions of this gateway
+  session show ID             one session and what happened to it
+  session kill ID             close a session
+
+on both
+  events                      what happened, and what happens
+  version                     of this program and of the daemon
+  completion SHELL            shell completion for bash, zsh, fish
+
+flags
+  --socket PATH   the daemon's socket; default $TUNNELD_SOCKET,
+                  else /run/tunneld/tunneld.sock
+  --json          print JSON
+  --help          of any verb: how it is used
+
+exit status: 0 done, 1 failed, 2 usage, 3 no daemon behind the socket,
+4 no such tunnel, session, network or node, 5 not allowed
+`
+
+const sessionUsage = `
+usage: tunnelctl session show ID
+       tunnelctl session kill ID [--reason TEXT]
+
+Shows or closes one session of this gateway.
+`
+
+const nodeUsage = `
+usage: tunnelctl node list
+       tunnelctl node revoke NODE
+
+Lists the nodes that this gateway invited, or revokes one of them.
+`
+
+const inviteUsage = `
+usage: tunnelctl invite NODE [--network NAME]... [--advertise PREFIX]...
+                        [--ttl DURATION] [--replace]
+
+Prints an invite code for a node: one line, a secret, good for one enrolment.
+The node's administrator gives it to "tunnelctl join -".
+
+  --network NAME      a network the node may enter; may be repeated;
+                      default: every network of this gateway
+  --advertise PREFIX  a prefix behind the node that it may announce; may be
+                      repeated; default: none
+  --ttl DURATION      how long the code is good; default 1h
+  --replace           the node is enrolled already: give it a new identity and
+                      revoke the old one
+`
+
+const joinUsage = `
+usage: tunnelctl join - [--as TUNNEL] [--interface IF]
+       tunnelctl join --file FILE [--as TUNNEL] [--interface IF]
+       tunnelctl join CODE [--as TUNNEL] [--interface IF]
+
+Enrols this node with an invite code and starts the tunnel it leads to. The
+code is read from standard input, from a file, or from the command line, where
+other users of this machine can see it.
+
+  --file FILE      the file that holds the code
+  --as TUNNEL      the tunnel's name; default: the network's
+  --interface IF   its network interface; default: the lowest free tnlN
+`
+
+const upUsage = `
+usage: tunnelctl up TUNNEL [--wait DURATION]
+
+Starts a tunnel and waits until its session is established. A tunnel that is
+up already is left as it is.
+
+  --wait DURATION  how long to wait; default 30s; 0 does not wait
+`
+
+const downUsage = `
+usage: tunnelctl down TUNNEL
+
+Closes the tunnel's session and removes its interface. It stays down, across
+restarts too, until "tunnelctl up".
+`
+
+const leaveUsage = `
+usage: tunnelctl leave TUNNEL
+
+Closes the tunnel's session and forgets a tunnel that "tunnelctl join" wrote.
+`
+
+const statusUsage = `
+usage: tunnelctl status
+
+Shows this node's tunnels, its networks if it is a gateway, and what on this
+machine stops traffic. The control connection and the data path are shown
+apart: either may work without the other.
+`
+
+const sessionsUsage = `
+usage: tunnelctl sessions
+
+Lists the sessions of this gateway.
+`
+
+const sessionShowUsage = `
+usage: tunnelctl session show ID
+
+Shows one session of this gateway and what happened to it.
+`
+
+const sessionKillUsage = `
+usage: tunnelctl session kill ID [--reason TEXT]
+
+Closes a session. The node keeps its rights and may come back; to end these,
+see "tunnelctl node revoke".
+
+  --reason TEXT  goes to the node and into the record
+`
+
+const nodeListUsage = `
+usage: tunnelctl node list
+
+Lists the nodes that this gateway invited.
+`
+
+const nodeRevokeUsage = `
+usage: tunnelctl node revoke NODE
+
+Ends a node's rights and closes its sessions. To let it in again, invite it
+with --replace.
+`
+
+const eventsUsage = `
+usage: tunnelctl events [--follow]
+
+Prints the last events that the daemon remembers, oldest first.
+
+  --follow  go on with each event that happens
+`
+
+const versionUsage = `
+usage: tunnelctl version
+
+Prints what this program is and, if one runs, what the daemon is.
+`

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"tunneld/internal/api"
+	"tunneld/internal/config"
+	"tunneld/internal/store"
+	"tunneld/internal/tunnel"
+	"tunneld/internal/tunnel/engine/reference"
+	"tunneld/internal/tunnel/host"
+)
+
+// assembly is the manager with the parts it was built from.
+type assembly struct {
+	*tunnel.Manager
+	parts parts
+}
+
+// parts are closed in the opposite order of their making.
+type parts []interface{ Close() error }
+
+func (p parts) Close() error {
+	var errs []error
+	for i := len(p) - 1; i >= 0; i-- {
+		errs = append(errs, p[i].Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Run runs the manager and then closes its parts.
+func (a *assembly) Run(ctx context.Context) error {
+	return errors.Join(a.Manager.Run(ctx), a.parts.Close())
+}
+
+// newDaemon builds the parts and joins them. What it returns must be run, which
+// closes them.
+func newDaemon(cfg config.Config, log *slog.Logger) (_ daemon, err error) {
+	var made parts
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, made.Close())
+		}
+	}()
+	h, err := host.New(log) // says first whether we may do anything here
+	if err != nil {
+		return nil, err
+	}
+	made = append(made, h)
+	st, err := store.Open(cfg.Node.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	made = append(made, st)
+	listen, err := listenAddr(cfg.Gateway)
+	if err != nil {
+		return nil, err
+	}
+	e, err := reference.New(reference.Config{Listen: listen, Mark: host.Mark, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	made = append(made, e)
+	m, err := tunnel.New(tunnel.Options{Config: cfg, Store: st, Engine: e, Host: h, Log: log, Version: api.ThisVersion()})
+	if err != nil {
+		return nil, err
+	}
+	return &assembly{Manager: m, parts: made}, nil
+}
+
+// listenAddr is where the data plane listens: where the gateway does, or for a
+// plain node on any port.
+func listenAddr(g *config.Gateway) (netip.AddrPort, error) {
+	if g == nil {
+		return netip.AddrPort{}, nil
+	}
+	address, port, err := net.SplitHostPort(g.Listen)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	var ip netip.Addr
+	if address != "" {
+		if ip, err = netip.ParseAddr(address); err != nil {
+			return netip.AddrPort{}, err
+		}
+	}
+	return netip.AddrPortFrom(ip, uint16(n)), nil
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"tunneld/internal/api"
+	"tunneld/internal/api/apitest"
+)
+
+// fakeDaemon is ready when told so and ends as it is told.
+type fakeDaemon struct {
+	*apitest.Manager
+	ready  chan struct{}
+	fails  chan error
+	resist bool // does not end with its context
+}
+
+func newFake() *fakeDaemon {
+	return &fakeDaemon{Manager: &apitest.Manager{}, ready: make(chan struct{}), fails: make(chan error, 1)}
+}
+
+func (d *fakeDaemon) Ready() <-chan struct{} { return d.ready }
+
+func (d *fakeDaemon) Run(ctx context.Context) error {
+	done := ctx.Done()
+	if d.resist {
+		done = nil
+	}
+	select {
+	case <-done:
+		return nil
+	case err := <-d.fails:
+		return err
+	}
+}
+
+// notifications are what systemd would be told.
+func notifications(t *testing.T) *net.UnixConn {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return conn
+}
+
+func next(t *testing.T, conn *net.UnixConn) string {
+	t.Helper()
+	b := make([]byte, 256)
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatalf("systemd is not told: %v", err)
+	}
+	return string(b[:n])
+}
+
+// serving is a serve under way.
+type serving struct {
+	path  string
+	stop  context.CancelFunc
+	ended chan error
+}
+
+func startServe(t *testing.T, d *fakeDaemon) *serving {
+	t.Helper()
+	s := &serving{path: filepath.Join(t.TempDir(), "s"), ended: make(chan error, 1)}
+	l, err := api.Listen(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stop = cancel
+	t.Cleanup(cancel)
+	go func() { s.ended <- serve(ctx, d, l, slog.New(slog.NewTextHandler(t.Output(), nil))) }()
+	return s
+}
+
+func (s *serving) end(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-s.ended:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatal("serve does not end")
+		return nil
+	}
+}
+
+func TestServe(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	systemd, d := notifications(t), newFake()
+	s := startServe(t, d)
+	close(d.ready)
+	if got := next(t, systemd); got != "READY=1" {
+		t.Errorf("systemd is told %q, want READY=1", got)
+	}
+	if _, err := api.Dial(s.path).Status(t.Context()); err != nil {
+		t.Errorf("a daemon that is ready does not answer: %v", err)
+	}
+	s.stop()
+	if got := next(t, systemd); got != "STOPPING=1" {
+		t.Errorf("systemd is told %q, want STOPPING=1", got)
+	}
+	if err := s.end(t); err != nil {
+		t.Errorf("serve = %v, want nil", err)
+	}
+	if _, err := os.Lstat(s.path); err == nil {
+		t.Error("the socket is still there")
+	}
+}
+
+// Nothing may ask a manager that is not ready; whoever connects waits.
+func TestServeWaitsForReady(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := newFake()
+	s := startServe(t, d)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := api.Dial(s.path).Status(context.Background())
+		answered <- err
+	}()
+	conn, err := net.Dial("unix", s.path) // the backlog takes callers meanwhile
+	if err != nil {
+		t.Fatalf("nobody listens before the daemon is ready: %v", err)
+	}
+	conn.Close()
+	if asked := d.Asked(); len(asked) != 0 {
+		t.Errorf("before it was ready the daemon was asked %q", asked)
+	}
+	close(d.ready)
+	if err := <-answered; err != nil {
+		t.Errorf("whoever came early is not answered: %v", err)
+	}
+	s.stop()
+	s.end(t)
+}
+
+func TestServeEndsWithTheDaemon(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	broken := errors.New("port 443 is taken")
+	for _, early := range []bool{true, false} {
+		d := newFake()
+		s := startServe(t, d)
+		if !early {
+			close(d.ready)
+		}
+		d.fails <- broken
+		if err := s.end(t); !errors.Is(err, broken) {
+			t.Errorf("serve = %v, want %v", err, broken)
+		}
+	}
+}
+
+func TestServeEndsWithItsListener(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	d := newFake()
+	l, err := api.Listen(filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	close(d.ready)
+	if err := serve(t.Context(), d, l, slog.New(slog.DiscardHandler)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("serve = %v, want %v: a daemon that cannot be steered ends", err, net.ErrClosed)
+	}
+}
+
+// The first signal ends the context, the second one ends the wait for it.
+func TestSignals(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	ctx, again, release := withSignals(t.Context(), slog.New(slog.DiscardHandler))
+	defer release()
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("the first signal ends nothing")
+	}
+	select {
+	case <-again:
+		t.Fatal("one signal counts as two")
+	default:
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-again:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the second signal is not heard")
+	}
+}
+
+func TestLogForTheJournal(t *testing.T) {
+	var b bytes.Buffer
+	log := newLog(&b, slog.LevelDebug, true)
+	log.Debug("message sent")
+	log.Info("daemon started", "node", "gw1")
+	log.With("tunnel", "home").Warn("peer silent")
+	log.WithGroup("g").Error("journal lost", "err", "no space left on device")
+	want := `<7>level=DEBUG msg="message sent"
+<6>level=INFO msg="daemon started" node=gw1
+<4>level=WARN msg="peer silent" tunnel=home
+<3>level=ERROR msg="journal lost" g.err="no space left on device"
+`
+	if b.String() != want {
+		t.Errorf("log =\n%swant\n%s", &b, want)
+	}
+}
+
+func TestLogForPeople(t *testing.T) {
+	var b bytes.Buffer
+	log := newLog(&b, slog.LevelWarn, false)
+	log.Info("daemon started")
+	log.Warn("peer silent")
+	if got := b.String(); !strings.HasPrefix(got, "time=") || strings.Contains(got, "started") || !strings.Contains(got, "level=WARN") {
+		t.Errorf("log = %q, want one line with its time", got)
+	}
+}
+
+// JOURNAL_STREAM counts only for the stream it names.
+func TestToJournal(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	stream := streamOf(&st)
+	for _, tt := range []struct {
+		name   string
+		stderr io.Writer
+		stream string
+		want   bool
+	}{
+		{"the stream itself", f, stream, true},
+		{"no journal", f, "", false},
+		{"another stream", f, stream + "1", false},
+		{"no file", io.Discard, stream, false},
+	} {
+		if got := toJournal(tt.stderr, tt.stream); got != tt.want {
+			t.Errorf("%s: toJournal = %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestParts(t *testing.T) {
+	var closed []string
+	p := parts{closer{"first", &closed}, closer{"second", &closed}}
+	if err := p.Close(); err == nil || strings.Join(closed, " ") != "second first" {
+		t.Errorf("Close = %v after closing %q, want both errors and the last one first", err, closed)
+	}
+}
+
+type closer struct {
+	name string
+	to   *[]string
+}
+
+func (c closer) Close() error {
+	*c.to = append(*c.to, c.name)
+	return errors.New(c.name)
+}

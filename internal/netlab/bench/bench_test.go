@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestSpreadOf(t *testing.T) {
+	tests := []struct {
+		in   []float64
+		want spread
+	}{
+		{[]float64{3}, spread{3, 3, 3}},
+		{[]float64{3, 1, 2}, spread{2, 1, 3}},
+		{[]float64{4, 1, 3, 2}, spread{2.5, 1, 4}},
+	}
+	for _, tt := range tests {
+		if got := spreadOf(tt.in); got != tt.want {
+			t.Errorf("spreadOf(%v) = %v, want %v", tt.in, got, tt.want)
+		}
+	}
+}
+
+// The ratio is that of a round, not of the medians: here the medians are equal
+// and ours is worse in two rounds of three.
+func TestRatioIsOfRounds(t *testing.T) {
+	var r report
+	for _, round := range [][2]float64{{100, 200}, {200, 100}, {100, 110}} {
+		r.add("f", "u", round[0], round[1])
+	}
+	c := r.Compared[0]
+	if want := (spread{100.0 / 110, 0.5, 2}); len(r.Compared) != 1 || c.Ratio != want {
+		t.Errorf("ratio = %v, want %v", c.Ratio, want)
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := report{Rounds: 1}
+	r.add("TCP", "Mbit/s", 150, 100)
+	r.own("first ping", "ms", 12.5)
+	var out strings.Builder
+	if err := r.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"TCP", "1.500", "first ping", "12.5"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("print has no %q:\n%s", want, out.String())
+		}
+	}
+	file := filepath.Join(t.TempDir(), "bench.json")
+	if err := r.write(file); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back report
+	if err := json.Unmarshal(b, &back); err != nil || back.Compared[0].Ratio.Median != 1.5 || back.Own[0].Spread.Max != 12.5 {
+		t.Errorf("read back %+v, %v", back, err)
+	}
+}
+
+func TestIperfReceived(t *testing.T) {
+	tests := []struct {
+		name, in, err string
+		want          float64
+	}{
+		{"received", `{"end":{"sum_sent":{"bits_per_second":3e9},"sum_received":{"bits_per_second":2.5e9}}}`, "", 2500},
+		{"refused", `{"error":"the server is busy","end":{}}`, "the server is busy", 0},
+		{"no JSON", `iperf3: error`, "iperf3's answer", 0},
+	}
+	for _, tt := range tests {
+		got, err := iperfReceived(tt.in)
+		if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%s: iperfReceived = %v, %v, want %v, %q", tt.name, got, err, tt.want, tt.err)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{{"-rounds", "0"}, {"-seconds", "0"}, {"extra"}, {"-nonsense"}} {
+		var out, errs strings.Builder
+		if got := run(context.Background(), args, &out, &errs); got != 2 || out.Len() > 0 || errs.Len() == 0 {
+			t.Errorf("run(%q) = %d, stdout %q, stderr %q, want 2 and a word on stderr", args, got, out.String(), errs.String())
+		}
+	}
+}

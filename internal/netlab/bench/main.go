@@ -1,0 +1,179 @@
+// Command bench compares our data plane with bare wireguard-go, side by side on
+// this machine, and measures what is ours alone.
+//
+//	sudo make bench                       (BENCH_JSON=FILE for the figures)
+//	bench [-rounds N] [-seconds S]
+//
+// Two hosts are joined by a veth pair. Between them run, at once, a gateway and
+// a node of ours, and two processes of wireguard-go of the version that go.mod
+// names, configured by wg. In each round every figure is taken of both, one
+// right after the other, and the order changes from round to round: what else
+// the machine does hits both. So the ratio of a round means something, its
+// median over the rounds more, and an absolute figure nothing.
+//
+// Exit status: 0 measured (whatever came out), 1 failed, 2 usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"tunneld/internal/netlab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(status)
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	rounds := flags.Int("rounds", 7, "how often each figure is taken")
+	seconds := flags.Float64("seconds", 2, "how long each throughput is measured")
+	if flags.Parse(args) != nil {
+		return 2
+	}
+	if flags.NArg() > 0 || *rounds < 1 || *seconds <= 0 {
+		fmt.Fprintln(stderr, "bench: error: want no arguments, at least one round and more than 0 seconds")
+		return 2
+	}
+	b := &bench{rounds: *rounds, length: time.Duration(*seconds * float64(time.Second)), progress: stderr}
+	r, err := b.measure(ctx)
+	if err == nil {
+		err = r.print(stdout)
+	}
+	if file := os.Getenv("BENCH_JSON"); err == nil && file != "" {
+		err = r.write(file)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "bench: error: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+type bench struct {
+	rounds   int
+	length   time.Duration // of one measurement of throughput
+	progress io.Writer
+}
+
+func (b *bench) say(format string, args ...any) { fmt.Fprintf(b.progress, format+"\n", args...) }
+
+// measure builds the laboratory, takes every figure and takes it down again.
+func (b *bench) measure(ctx context.Context) (r *report, err error) {
+	if err := netlab.Check(); err != nil {
+		return nil, err
+	}
+	lab, err := netlab.New(netlab.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w\n%s", err, lab.LogTails(20))
+		}
+		err = errors.Join(err, lab.Close())
+	}()
+	bin, err := netlab.Build(ctx, lab.Dir())
+	if err != nil {
+		return nil, err
+	}
+	r = &report{Rounds: b.rounds}
+	if err := b.compare(ctx, lab, bin, r); err != nil {
+		return nil, err
+	}
+	return r, b.setUps(ctx, lab, bin, r)
+}
+
+// compare takes the figures that both have, on a wire without delay, and what
+// memory each has taken when that is over.
+func (b *bench) compare(ctx context.Context, lab *netlab.Lab, bin netlab.Binaries, r *report) error {
+	p, err := newPair(lab, "near", func(left, right *netlab.Host) error { return lab.Veth(left, wireIf, right, wireIf) })
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	theirs, err := startWireGuard(ctx, lab, p)
+	if err != nil {
+		return err
+	}
+	defer theirs.stop()
+	ours, err := startTunneld(ctx, p, bin)
+	if err != nil {
+		return err
+	}
+	if err := p.serve(); err != nil {
+		return err
+	}
+	if err := b.rounded(ctx, p, ours.subject, theirs.subject, r); err != nil {
+		return err
+	}
+	if err := r.memory(ours.subject, theirs.subject); err != nil {
+		return err
+	}
+	return b.firstPings(ctx, ours, "first ping, no delay", r)
+}
+
+// rounded takes each figure of both subjects, round by round.
+func (b *bench) rounded(ctx context.Context, p *pair, ours, theirs subject, r *report) error {
+	for round := range b.rounds {
+		for _, f := range figures {
+			pair := [2]float64{}
+			for i := range pair {
+				which := (i + round) % 2 // who is first changes with each round
+				v, err := f.take(ctx, p, [2]subject{ours, theirs}[which].address, b.length)
+				if err != nil {
+					return fmt.Errorf("round %d, %s through %s: %w", round+1, f.name, [2]string{"ours", "wireguard-go"}[which], err)
+				}
+				pair[which] = v
+			}
+			r.add(f.name, f.unit, pair[0], pair[1])
+			b.say("round %d/%d  %-24s ours %.4g  wireguard-go %.4g  %s", round+1, b.rounds, f.name, pair[0], pair[1], f.unit)
+		}
+	}
+	return nil
+}
+
+// setUps takes the time from `tunnelctl up` to the first answered ping on a
+// wire with a round trip of 50 ms.
+func (b *bench) setUps(ctx context.Context, lab *netlab.Lab, bin netlab.Binaries, r *report) error {
+	p, err := newPair(lab, "far", func(left, right *netlab.Host) error {
+		_, err := lab.Wire(left, wireIf, right, wireIf, netlab.Impairment{Delay: 25 * time.Millisecond})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	ours, err := startTunneld(ctx, p, bin)
+	if err != nil {
+		return err
+	}
+	if err := p.serve(); err != nil {
+		return err
+	}
+	return b.firstPings(ctx, ours, "first ping, 50 ms RTT", r)
+}
+
+func (b *bench) firstPings(ctx context.Context, ours *tunnel, name string, r *report) error {
+	for range b.rounds {
+		took, err := ours.firstPing(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		r.own(name, "ms", float64(took)/1e6)
+		b.say("%-35s %.1f ms", name, float64(took)/1e6)
+	}
+	return nil
+}

@@ -1,0 +1,308 @@
+// Package enginetest has an engine for tests: it moves no packets, remembers
+// what it was told, and fails on demand.
+package enginetest
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// Fake implements [engine.Engine] in memory. The zero value is ready to use;
+// its methods may be called from any goroutine.
+type Fake struct {
+	mu          sync.Mutex // guards everything below
+	port        uint16
+	devices     map[string]*Device
+	errs        map[string]error
+	pathChanges int
+	closed      bool
+}
+
+var _ engine.Engine = (*Fake)(nil)
+
+// SetPort makes Port return port.
+func (f *Fake) SetPort(port uint16) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.port = port
+}
+
+// Fail makes the method of that name ("Open", "Add", "SetGate", …) of the
+// engine and its devices return err without doing anything; nil ends that.
+func (f *Fake) Fail(method string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.errs == nil {
+		f.errs = make(map[string]error)
+	}
+	f.errs[method] = err
+}
+
+// Device is the open device of that interface, or nil.
+func (f *Fake) Device(name string) *Device {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.devices[name]
+}
+
+// PathChanges is how often PathChanged was called.
+func (f *Fake) PathChanges() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pathChanges
+}
+
+// Closed reports whether Close was called.
+func (f *Fake) Closed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
+}
+
+// Open makes a device. A name that is in use is [engine.ErrInterfaceTaken].
+func (f *Fake) Open(c engine.DeviceConfig) (engine.Device, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.closed:
+		return nil, engine.ErrClosed
+	case f.errs["Open"] != nil:
+		return nil, f.errs["Open"]
+	case f.devices[c.Interface] != nil:
+		return nil, fmt.Errorf("%w: %s", engine.ErrInterfaceTaken, c.Interface)
+	}
+	if f.devices == nil {
+		f.devices = make(map[string]*Device)
+	}
+	d := &Device{fake: f, config: c, sessions: make(map[session.ID]*Session)}
+	f.devices[c.Interface] = d
+	return d, nil
+}
+
+// Port is what SetPort said.
+func (f *Fake) Port() uint16 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.port
+}
+
+// PathChanged is counted.
+func (f *Fake) PathChanged() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pathChanges++
+}
+
+// Close closes every device.
+func (f *Fake) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.devices {
+		d.closed = true
+	}
+	clear(f.devices)
+	f.closed = true
+	return f.errs["Close"]
+}
+
+// Device implements [engine.Device] in memory.
+type Device struct {
+	fake *Fake // its mu guards everything below
+
+	config   engine.DeviceConfig
+	key      secret.Value
+	keySets  int
+	sessions map[session.ID]*Session
+	closed   bool
+}
+
+var _ engine.Device = (*Device)(nil)
+
+// Session is what a device was told of one session.
+type Session struct {
+	engine.Session
+	Handshakes int          // calls of Handshake
+	Fresh      int          // those of them with fresh set
+	Probes     int          // calls of Probe
+	Stats      engine.Stats // what Stats answers; see [Device.SetStats]
+}
+
+// do runs a method under the lock, unless the test wants it to fail.
+func (d *Device) do(method string, f func() error) error {
+	d.fake.mu.Lock()
+	defer d.fake.mu.Unlock()
+	if d.closed {
+		return engine.ErrClosed
+	}
+	if err := d.fake.errs[method]; err != nil {
+		return err
+	}
+	return f()
+}
+
+// on is do for a method that names a session.
+func (d *Device) on(method string, id session.ID, f func(*Session)) error {
+	return d.do(method, func() error {
+		s := d.sessions[id]
+		if s == nil {
+			return fmt.Errorf("%w: %v", engine.ErrUnknownSession, id)
+		}
+		f(s)
+		return nil
+	})
+}
+
+// Session returns a copy of what the device knows of a session.
+func (d *Device) Session(id session.ID) (Session, bool) {
+	d.fake.mu.Lock()
+	defer d.fake.mu.Unlock()
+	s := d.sessions[id]
+	if s == nil {
+		return Session{}, false
+	}
+	c := *s
+	c.AllowedIPs = slices.Clone(c.AllowedIPs)
+	return c, true
+}
+
+// Sessions returns the ids of all sessions, in no order.
+func (d *Device) Sessions() []session.ID {
+	d.fake.mu.Lock()
+	defer d.fake.mu.Unlock()
+	var ids []session.ID
+	for id := range d.sessions {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// SetStats sets what Stats answers for a session.
+func (d *Device) SetStats(id session.ID, s engine.Stats) error {
+	return d.on("", id, func(f *Session) { f.Stats = s })
+}
+
+// Config is what the device was opened with.
+func (d *Device) Config() engine.DeviceConfig { return d.config }
+
+// PrivateKey is the key set last, and how often another one was set.
+func (d *Device) PrivateKey() (key secret.Value, changes int) {
+	d.fake.mu.Lock()
+	defer d.fake.mu.Unlock()
+	return d.key, d.keySets
+}
+
+// Name is the interface's name.
+func (d *Device) Name() string { return d.config.Interface }
+
+// SetPrivateKey remembers the key.
+func (d *Device) SetPrivateKey(key secret.Value) error {
+	return d.do("SetPrivateKey", func() error {
+		if len(key.Reveal()) != engine.KeySize {
+			return fmt.Errorf("private key of %d octets: want %d", len(key.Reveal()), engine.KeySize)
+		}
+		if !d.key.Equal(key) {
+			d.key, d.keySets = key, d.keySets+1
+		}
+		return nil
+	})
+}
+
+// Add adds or replaces a session; what was counted stays.
+func (d *Device) Add(s engine.Session) error {
+	return d.do("Add", func() error {
+		if d.key.IsZero() {
+			return fmt.Errorf("interface %s has no private key: set it before adding session %v", d.Name(), s.ID)
+		}
+		for id, other := range d.sessions {
+			if other.PeerKey == s.PeerKey && id != s.ID {
+				return fmt.Errorf("%w: session %v, key %v of session %v", engine.ErrKeyInUse, s.ID, s.PeerKey, id)
+			}
+		}
+		old := d.sessions[s.ID]
+		if old == nil {
+			old = new(Session)
+			d.sessions[s.ID] = old
+		}
+		if !s.Endpoint.IsValid() && old.PeerKey == s.PeerKey {
+			s.Endpoint = old.Endpoint // still where it was heard of last
+		}
+		s.AllowedIPs = slices.Clone(s.AllowedIPs)
+		old.Session = s
+		old.Stats.Endpoint = s.Endpoint
+		return nil
+	})
+}
+
+// SetAllowedIPs remembers the prefixes.
+func (d *Device) SetAllowedIPs(id session.ID, prefixes []netip.Prefix) error {
+	return d.on("SetAllowedIPs", id, func(s *Session) { s.AllowedIPs = slices.Clone(prefixes) })
+}
+
+// SetGate remembers the gate.
+func (d *Device) SetGate(id session.ID, g engine.Gate) error {
+	return d.on("SetGate", id, func(s *Session) { s.Gate = g })
+}
+
+// SetEndpoint remembers the endpoint.
+func (d *Device) SetEndpoint(id session.ID, addr netip.AddrPort) error {
+	return d.on("SetEndpoint", id, func(s *Session) { s.Endpoint, s.Stats.Endpoint = addr, addr })
+}
+
+// Remove forgets a session. On a closed device there is none.
+func (d *Device) Remove(id session.ID) error {
+	err := d.do("Remove", func() error {
+		delete(d.sessions, id)
+		return nil
+	})
+	if errors.Is(err, engine.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Handshake is counted and taken as answered at once; where the peer starts every handshake it is an error.
+func (d *Device) Handshake(id session.ID, fresh bool) error {
+	var refused error
+	err := d.on("Handshake", id, func(s *Session) {
+		if s.Responder {
+			refused = fmt.Errorf("session %v: its peer starts every handshake", id)
+			return
+		}
+		s.Handshakes++
+		s.Stats.LastHandshake = time.Now() // as if the peer answered at once
+		if fresh {
+			s.Fresh++
+		}
+	})
+	return errors.Join(err, refused)
+}
+
+// Probe is counted.
+func (d *Device) Probe(id session.ID) error {
+	return d.on("Probe", id, func(s *Session) { s.Probes++ })
+}
+
+// Stats answers what SetStats and the endpoints said.
+func (d *Device) Stats(id session.ID) (stats engine.Stats, err error) {
+	err = d.on("Stats", id, func(s *Session) { stats = s.Stats })
+	return stats, err
+}
+
+// Close closes the device; the name is free again.
+func (d *Device) Close() error {
+	d.fake.mu.Lock()
+	defer d.fake.mu.Unlock()
+	if !d.closed {
+		d.closed = true
+		delete(d.fake.devices, d.config.Interface)
+	}
+	return d.fake.errs["Device.Close"]
+}

@@ -1,0 +1,404 @@
+package reference
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// This file holds what this package believes of wireguard-go, so that an
+// update which changes it is noticed here.
+
+// watchBind counts what a device sends, by message type, and loses it.
+type watchBind struct {
+	conn.Bind
+	sent chan []byte
+}
+
+func (w *watchBind) Send(bufs [][]byte, _ conn.Endpoint) error {
+	for _, b := range bufs {
+		w.sent <- append([]byte(nil), b...)
+	}
+	return nil
+}
+
+// initiations reads how many initiations were sent until none comes for d.
+func (w *watchBind) initiations(d time.Duration) (n int) {
+	for {
+		select {
+		case b := <-w.sent:
+			if isInitiation(b) {
+				n++
+			}
+		case <-time.After(d):
+			return n
+		}
+	}
+}
+
+// bareDevice is a wireguard-go device with one peer, on a bind that tells what
+// is sent.
+func bareDevice(t *testing.T, log *device.Logger) (*device.Device, *device.Peer, *watchBind) {
+	t.Helper()
+	e := loopback(t)
+	w := &watchBind{&bind{hub: e.hub, mayInitiate: new(roles).mayInitiate}, make(chan []byte, 100)}
+	m := newMemTUN("bare")
+	d := device.NewDevice(m, w, log)
+	t.Cleanup(d.Close)
+	if err := d.Up(); err != nil {
+		t.Fatal(err)
+	}
+	private, _ := newKey(t)
+	_, public := newKey(t)
+	r := newRequest(0)
+	r.key("private_key", private)
+	r.peer(public, false)
+	r.line("endpoint", "127.0.0.1:9")
+	if err := d.IpcSet(string(r.b)); err != nil {
+		t.Fatal(err)
+	}
+	return d, d.LookupPeer(device.NoisePublicKey(public)), w
+}
+
+func TestPinnedInitiationInterval(t *testing.T) {
+	armed := make(chan *device.Peer, 10)
+	d, peer, w := bareDevice(t, newLogger(loopback(t).log, func(p *device.Peer) { armed <- p }))
+	_ = d
+	send := func() int {
+		if err := peer.SendHandshakeInitiation(false); err != nil {
+			t.Fatal(err)
+		}
+		return w.initiations(50 * time.Millisecond)
+	}
+	if got := send(); got != 1 {
+		t.Fatalf("first call: %d initiations, want 1", got)
+	}
+	select {
+	case p := <-armed:
+		if p != peer {
+			t.Errorf("log line of %v, want %v", p, peer)
+		}
+	default:
+		t.Errorf("no log line %q, on which postponed handshakes rest", formatSendingInitiation)
+	}
+	if got := send(); got != 0 {
+		t.Errorf("within 5 s: %d initiations, want 0 and no error", got)
+	}
+	peer.ExpireCurrentKeypairs()
+	if got := send(); got != 1 {
+		t.Errorf("after ExpireCurrentKeypairs: %d initiations, want 1", got)
+	}
+}
+
+func TestPinnedKeepaliveWithoutKeypair(t *testing.T) {
+	_, peer, w := bareDevice(t, device.NewLogger(device.LogLevelSilent, ""))
+	peer.SendKeepalive()
+	if got := w.initiations(50 * time.Millisecond); got != 1 {
+		t.Errorf("SendKeepalive without a keypair: %d initiations, want 1", got)
+	}
+}
+
+func TestPinnedConfiguration(t *testing.T) {
+	d, peer, _ := bareDevice(t, device.NewLogger(device.LogLevelSilent, ""))
+	text, err := d.IpcGet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := strings.TrimSpace(strings.Split(strings.Split(text, "public_key=")[1], "\n")[0])
+	set := func(lines ...string) {
+		t.Helper()
+		if err := d.IpcSet(strings.Join(lines, "\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(want string, yes bool) {
+		t.Helper()
+		text, err := d.IpcGet()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(text, want) != yes {
+			t.Errorf("configuration has %q = %v, want %v", want, !yes, yes)
+		}
+	}
+	set("public_key="+key, "update_only=true", "allowed_ip=10.0.0.0/24", "allowed_ip=fd00::/64")
+	set("public_key="+key, "update_only=true", "allowed_ip=-10.0.0.0/24")
+	has("allowed_ip=10.0.0.0/24", false)
+	has("allowed_ip=fd00::/64", true)
+	set("public_key="+key, "remove=true")
+	set("public_key="+key, "update_only=true", "allowed_ip=10.0.0.0/24")
+	has("public_key="+key, false)
+	if got := d.LookupPeer([32]byte{}); got != nil || peer == nil {
+		t.Errorf("LookupPeer of nobody = %v, want nil", got)
+	}
+}
+
+// TestPinnedInitiationIsHeldBack shows why the bind looks at initiations: with
+// data for a peer that never started a handshake, wireguard-go starts one.
+func TestPinnedInitiationIsHeldBack(t *testing.T) {
+	ea, eb := loopback(t), loopback(t)
+	a, b := memPair(t, ea, eb)
+	if err := b.SetEndpoint(b.session.ID, ea.addr()); err != nil {
+		t.Fatal(err)
+	}
+	b.tun.send(bToA(100))
+	eventually(t, "b wants a handshake", func() bool { return b.sessions[b.session.ID].armedAt.Load() != 0 })
+	if p := a.tun.receive(200 * time.Millisecond); p != nil {
+		t.Fatalf("a responder's packet arrived before the dialler's handshake")
+	}
+	if s, err := a.Stats(a.session.ID); err != nil || !s.LastHandshake.IsZero() {
+		t.Fatalf("stats of the dialler = %+v, %v, want no handshake", s, err)
+	}
+	if err := a.Handshake(a.session.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if p := a.tun.receive(2 * time.Second); len(p) != 100 {
+		t.Errorf("after the dialler's handshake: %d octets arrived, want the 100 that waited", len(p))
+	}
+}
+
+func TestRolesTellPeersApart(t *testing.T) {
+	_, stock := newKey(t)
+	_, theirs := newKey(t)
+	_, ours := newKey(t)
+	initiationTo := func(k engine.PublicKey) []byte {
+		m := make([]byte, device.MessageInitiationSize)
+		m[0] = device.MessageInitiationType
+		var g device.CookieGenerator // wireguard-go's own
+		g.Init(device.NoisePublicKey(k))
+		g.AddMacs(m)
+		return m
+	}
+	r := new(roles)
+	if !r.mayInitiate(initiationTo(ours)) {
+		t.Error("without any session: held back")
+	}
+	r.set(theirs, true)
+	if r.mayInitiate(initiationTo(theirs)) {
+		t.Error("to the only session, whose peer starts: not held back")
+	}
+	for _, more := range []engine.PublicKey{ours, stock} { // ours as rare as theirs, then the more frequent
+		r.set(more, false)
+		if r.mayInitiate(initiationTo(theirs)) || !r.mayInitiate(initiationTo(ours)) {
+			t.Error("initiations of a mixed device: want held back for the peer that starts, and only for it")
+		}
+	}
+	r.set(ours, true)
+	if r.mayInitiate(initiationTo(ours)) {
+		t.Error("after the role changed: not held back")
+	}
+	r.forget(theirs)
+	r.forget(ours)
+	if !r.mayInitiate(initiationTo(theirs)) {
+		t.Error("after the session is gone: held back")
+	}
+}
+
+func TestPostponedHandshake(t *testing.T) {
+	ea, eb := loopback(t), loopback(t)
+	a, b := memPair(t, ea, eb)
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Fatal("no packet crosses")
+	}
+	first := func() time.Time {
+		s, err := a.Stats(a.session.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.LastHandshake
+	}
+	before := first()
+	asked := time.Now()
+	if err := a.Handshake(a.session.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a second handshake", func() bool { return first().After(before) })
+	if d := time.Since(asked); d < 4*time.Second || d > 7*time.Second {
+		t.Errorf("second handshake after %v, want right after 5 s", d)
+	}
+	if err := a.Handshake(a.session.ID, false); err != nil { // pending at the end: Close cancels it
+		t.Fatal(err)
+	}
+	if err := b.Handshake(b.session.ID, true); err == nil {
+		t.Error("Handshake where the peer starts them: no error")
+	}
+}
+
+func TestPresharedKeyMismatch(t *testing.T) {
+	ea, eb := loopback(t), loopback(t)
+	a, b := memPair(t, ea, eb)
+	key := session.NewID() // any 16 octets
+	psk := append(key[:], key[:]...)
+	b.session.PresharedKey = secretOf(psk)
+	if err := b.Add(b.session); err != nil {
+		t.Fatal(err)
+	}
+	if crosses(a.tun, b.tun, aToB(100)) {
+		t.Fatal("a packet crosses with different preshared keys")
+	}
+	a.session.PresharedKey = secretOf(psk)
+	if err := a.Add(a.session); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Handshake(a.session.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.tun.receive(2 * time.Second); got == nil {
+		t.Error("no packet crosses after both have the same preshared key")
+	}
+}
+
+func TestAddKeepsKeypairs(t *testing.T) {
+	ea, eb := loopback(t), loopback(t)
+	a, b := memPair(t, ea, eb)
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Fatal("no packet crosses")
+	}
+	before, err := b.Stats(b.session.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.session.AllowedIPs = prefixes("10.0.0.1/32", "10.7.0.0/16")
+	b.session.PresharedKey = secretOf(make([]byte, engine.KeySize-1))
+	if err := b.Add(b.session); err == nil {
+		t.Error("Add with a preshared key of 31 octets: no error")
+	}
+	b.session.PresharedKey = secretOf([]byte(strings.Repeat("k", engine.KeySize)))
+	if err := b.Add(b.session); err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range []string{"10.0.0.1", "10.7.1.1"} {
+		if !crosses(a.tun, b.tun, packet(src, "10.0.0.2", 200)) {
+			t.Errorf("a packet from %s does not cross", src)
+		}
+	}
+	if !crosses(b.tun, a.tun, bToA(300)) {
+		t.Error("no packet crosses back: the learnt endpoint was forgotten")
+	}
+	eventually(t, "status is read again", func() bool {
+		s, err := b.Stats(b.session.ID)
+		return err == nil && s.RxPackets == 3 && s.LastHandshake.Equal(before.LastHandshake) && s.Endpoint == ea.addr()
+	})
+	if err := b.SetAllowedIPs(b.session.ID, prefixes("10.0.0.1/32")); err != nil {
+		t.Fatal(err)
+	}
+	if crosses(a.tun, b.tun, packet("10.7.1.1", "10.0.0.2", 200)) {
+		t.Error("a packet crosses from a prefix that was taken away")
+	}
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Error("no packet crosses from the prefix that was left")
+	}
+}
+
+func TestNewKeyKeepsCounters(t *testing.T) {
+	ea, eb := loopback(t), loopback(t)
+	a, b := memPair(t, ea, eb)
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Fatal("no packet crosses")
+	}
+	private, public := newKey(t)
+	if err := a.SetPrivateKey(secretOf(private)); err != nil {
+		t.Fatal(err)
+	}
+	b.session.PeerKey = public
+	if err := b.Add(b.session); err != nil {
+		t.Fatal(err)
+	}
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Error("no packet crosses with the new key")
+	}
+	if s, err := b.Stats(b.session.ID); err != nil || s.RxPackets != 2 {
+		t.Errorf("stats after a change of key = %+v, %v, want 2 packets received in all", s, err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	e := loopback(t)
+	a, _ := memPair(t, e, loopback(t))
+	_, other := newKey(t)
+	unknown := session.NewID()
+	good := engine.Session{ID: unknown, PeerKey: other, AllowedIPs: prefixes("10.0.0.9/32")}
+	with := func(f func(*engine.Session)) engine.Session {
+		s := good
+		f(&s)
+		return s
+	}
+	bare, err := newDevice(e, newMemTUN("bare"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bare.Close()
+	for name, c := range map[string]struct {
+		err  error
+		want string
+	}{
+		"key in use":        {a.Add(with(func(s *engine.Session) { s.PeerKey = a.session.PeerKey })), engine.ErrKeyInUse.Error()},
+		"own key":           {a.Add(with(func(s *engine.Session) { s.PeerKey = a.public })), "no peer's"},
+		"no key":            {a.Add(with(func(s *engine.Session) { s.PeerKey = engine.PublicKey{} })), "no peer's"},
+		"bad prefix":        {a.Add(with(func(s *engine.Session) { s.AllowedIPs = []netip.Prefix{{}} })), "no prefix"},
+		"no private key":    {bare.Add(good), "private key"},
+		"short private key": {a.SetPrivateKey(secretOf(make([]byte, 31))), "31 octets"},
+		"zero private key":  {a.SetPrivateKey(secretOf(make([]byte, 32))), "zero"},
+		"unknown gate":      {a.SetGate(unknown, engine.Open), engine.ErrUnknownSession.Error()},
+		"unknown endpoint":  {a.SetEndpoint(unknown, e.addr()), engine.ErrUnknownSession.Error()},
+		"no endpoint":       {a.SetEndpoint(a.session.ID, netip.AddrPort{}), "no address"},
+		"unknown prefixes":  {a.SetAllowedIPs(unknown, nil), engine.ErrUnknownSession.Error()},
+		"unknown handshake": {a.Handshake(unknown, true), engine.ErrUnknownSession.Error()},
+		"unknown probe":     {a.Probe(unknown), engine.ErrUnknownSession.Error()},
+		"unknown stats":     {statsError(a.Device, unknown), engine.ErrUnknownSession.Error()},
+	} {
+		if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
+			t.Errorf("%s: error = %v, want one with %q", name, c.err, c.want)
+		}
+	}
+	if err := a.Remove(unknown); err != nil {
+		t.Errorf("Remove of an unknown session = %v, want nil", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := a.Add(good); !errorIs(err, engine.ErrClosed) {
+		t.Errorf("Add after Close = %v, want %v", err, engine.ErrClosed)
+	}
+	if err := a.Close(); err != nil {
+		t.Errorf("second Close = %v, want nil", err)
+	}
+}
+
+func statsError(d *Device, id session.ID) error {
+	_, err := d.Stats(id)
+	return err
+}
+
+func TestRemoveForgets(t *testing.T) {
+	ea, eb := loopback(t), loopback(t)
+	a, b := memPair(t, ea, eb)
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Fatal("no packet crosses")
+	}
+	if err := b.Remove(b.session.ID); err != nil {
+		t.Fatal(err)
+	}
+	if crosses(a.tun, b.tun, aToB(100)) {
+		t.Error("a packet crosses into a session that was removed")
+	}
+	if text, err := b.wg.IpcGet(); err != nil || strings.Contains(text, "public_key") {
+		t.Errorf("after Remove wireguard-go still has a peer (%v)", err)
+	}
+	if err := b.Add(b.session); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Handshake(a.session.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Error("no packet crosses after the session was added again")
+	}
+}
