@@ -61,10 +61,11 @@ nightly: ## the long forms of the tests, longer fuzzing, the benchmark
 	$(MAKE) bench
 
 .PHONY: install
-install: all ## binaries, unit, man pages, completion, under DESTDIR and PREFIX (default /usr/local)
+install: all ## binaries, unit, users, man pages, completion, under DESTDIR and PREFIX (default /usr/local)
 	install -D -m 0755 bin/tunneld $(ROOT)/sbin/tunneld
 	install -D -m 0755 bin/tunnelctl $(ROOT)/bin/tunnelctl
 	sed 's|/usr/\(local/\)\?s\?bin/tunneld|$(PREFIX)/sbin/tunneld|' packaging/tunneld.service | install -D -m 0644 /dev/stdin $(ROOT)/lib/systemd/system/tunneld.service
+	install -D -m 0644 packaging/tunneld.sysusers $(ROOT)/lib/sysusers.d/tunneld.conf
 	for page in packaging/man/*.[1-8]; do install -D -m 0644 -t $(ROOT)/share/man/man$${page##*.} $$page; done
 	bin/tunnelctl completion bash | install -D -m 0644 /dev/stdin $(ROOT)/share/bash-completion/completions/tunnelctl
 	bin/tunnelctl completion zsh | install -D -m 0644 /dev/stdin $(ROOT)/share/zsh/site-functions/_tunnelctl

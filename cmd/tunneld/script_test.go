@@ -25,14 +25,16 @@ func TestMain(m *testing.M) {
 //	exits N CMD ARG...   run CMD, which must exit with status N
 //	daemon SOCKET        another daemon listens at SOCKET
 //	mode PERM FILE       the rights of FILE
+//	powerless N ARG...   run tunneld without CAP_NET_ADMIN; it must exit with N
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
 		Setup: func(env *testscript.Env) error { env.Setenv("GORACE", "atexit_sleep_ms=0"); return nil },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":  cmdExits,
-			"daemon": cmdDaemon,
-			"mode":   cmdMode,
+			"exits":     cmdExits,
+			"daemon":    cmdDaemon,
+			"mode":      cmdMode,
+			"powerless": cmdPowerless,
 		},
 	})
 }
@@ -74,4 +76,12 @@ func cmdMode(ts *testscript.TestScript, _ bool, args []string) {
 	if got := "0" + strconv.FormatUint(uint64(info.Mode().Perm()), 8); got != args[0] {
 		ts.Fatalf("mode of %s is %s, want %s", args[1], got, args[0])
 	}
+}
+
+func cmdPowerless(ts *testscript.TestScript, neg bool, args []string) {
+	without := []string{args[0], "tunneld"}
+	if os.Geteuid() == 0 {
+		without = []string{args[0], "setpriv", "--bounding-set", "-net_admin", "tunneld"}
+	}
+	cmdExits(ts, neg, append(without, args[1:]...))
 }

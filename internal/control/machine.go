@@ -600,6 +600,8 @@ func (m *Machine) refuseWhenClosed(ev Event) []Action {
 		m.do(Drop{ev.Transport, ErrClosed})
 	case OpenSession:
 		m.do(SessionRefused{ev.Network, ev.Label, wire.Result{Code: wire.CDNCarrierLost}, false})
+	case RenewCertificate:
+		m.renew(ev)
 	}
 	return m.out
 }

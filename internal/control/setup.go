@@ -124,6 +124,7 @@ func (m *Machine) setupMessage(l *link, p *wire.Packet) {
 // connection is for the cause to say.
 func (m *Machine) setupRefused(l *link, res wire.Result) {
 	if !m.resuming() || m.cfg.Role == Initiator && res.Cause.Advice() != wire.RetryLater {
+		m.tell(&wire.StopCCN{AssignedID: m.rec.LocalID, Result: res}) // where the old transport lives
 		m.over(res, true, nil)
 		return
 	}

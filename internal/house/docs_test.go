@@ -210,9 +210,9 @@ func TestTargetsInDocuments(t *testing.T) {
 	}
 }
 
-// tags returns the names in the struct tags of key that the types of a room
-// carry; only of the types named, if any are.
-func tags(t *testing.T, room, key string, only ...string) (names []string) {
+// tags returns the names in the struct tags of key that the types named of a
+// room carry.
+func tags(t *testing.T, room, key string, types ...string) (names []string) {
 	t.Helper()
 	fset := token.NewFileSet()
 	for _, p := range tree(t) {
@@ -221,8 +221,8 @@ func tags(t *testing.T, room, key string, only ...string) (names []string) {
 		}
 		for _, f := range parse(t, fset, p, p.GoFiles) {
 			ast.Inspect(f, func(n ast.Node) bool {
-				if spec, ok := n.(*ast.TypeSpec); ok && len(only) > 0 {
-					return slices.Contains(only, spec.Name.Name)
+				if spec, ok := n.(*ast.TypeSpec); ok {
+					return slices.Contains(types, spec.Name.Name)
 				}
 				field, ok := n.(*ast.Field)
 				if !ok || field.Tag == nil {
@@ -276,6 +276,49 @@ func constants(t *testing.T, room, typeName string) (values []string) {
 	return values
 }
 
+// configKeys returns the keys of the configuration, from the table that config
+// gives hints from. Names of sections are no keys.
+func configKeys(t *testing.T) (keys []string) {
+	t.Helper()
+	fset := token.NewFileSet()
+	table := regexp.MustCompile(`^\[+(?:[a-z]+\.)?([a-z]+)\]+$`)
+	var words, sections []string
+	for _, p := range tree(t) {
+		if p.room() != "internal/config" {
+			continue
+		}
+		for _, f := range parse(t, fset, p, p.GoFiles) {
+			ast.Inspect(f, func(n ast.Node) bool {
+				spec, ok := n.(*ast.ValueSpec)
+				if !ok || spec.Names[0].Name != "sections" {
+					return true
+				}
+				ast.Inspect(spec, func(n ast.Node) bool {
+					if lit, ok := n.(*ast.BasicLit); ok {
+						word, _ := strconv.Unquote(lit.Value)
+						if m := table.FindStringSubmatch(word); m != nil {
+							sections = append(sections, m[1])
+						} else if !strings.Contains(word, " ") {
+							words = append(words, word)
+						}
+					}
+					return true
+				})
+				return false
+			})
+		}
+	}
+	for _, w := range words {
+		if !slices.Contains(sections, w) || w == "network" { // also a key of [[tunnel]]
+			keys = append(keys, w)
+		}
+	}
+	if len(keys) < 20 {
+		t.Errorf("the configuration has the keys %q, want more", keys)
+	}
+	return keys
+}
+
 // TestOperations: everything an administrator or a script meets is in
 // docs/operations.md: verbs, keys of the configuration, fields of the JSON
 // answers, names of events.
@@ -288,7 +331,7 @@ func TestOperations(t *testing.T) {
 			}
 		}
 	}
-	demand("configuration key", tags(t, "internal/config", "toml"))
+	demand("configuration key", configKeys(t))
 	demand("JSON field", tags(t, "internal/api", "json",
 		"Status", "Tunnel", "Network", "Problem", "Session", "SessionDetail", "Event", "Node", "InviteReply", "JoinReply", "JoinedTunnel", "Version", "Error"))
 	demand("event", constants(t, "internal/event", "Kind"))

@@ -15,6 +15,7 @@ func TestLogRule(t *testing.T) {
 		{`l.Info("session established", "session", 1)`, `attribute key "session"`},
 		{`l.Info("session established", event.KeySession, 1, own, 2)`, "attribute key own"},
 		{`l.Info("session "+s)`, "the message varies"},
+		{`l.Info(string(kind))`, ""},
 		{`l.Info("Session established")`, "want lower case"},
 		{`l.Info("session established.")`, "no final punctuation"},
 		{`l.With(event.KeyNode, s).Warn("peer is silent")`, ""},
@@ -33,7 +34,7 @@ func TestLogRule(t *testing.T) {
 	for _, tt := range tests {
 		src := "package p\nimport (\"log/slog\"; \"tunneld/internal/event\")\nconst own = \"own\"\n" +
 			"var _ = event.KeyNode\nfunc warn(l *slog.Logger, msg string, args ...any) { l.Warn(msg, args...) }\n" +
-			"func f(l *slog.Logger, s string, any []any) { " + tt.call + " }\n"
+			"func f(l *slog.Logger, s string, kind event.Kind, any []any) { " + tt.call + " }\n"
 		file, err := parser.ParseFile(fset, "p.go", src, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatalf("%s: %v", tt.call, err)

@@ -145,11 +145,21 @@ func (c *logChecker) wrapper(call *ast.CallExpr) (logCall, bool) {
 
 func (c *logChecker) checkMessage(arg ast.Expr) {
 	m := c.info.Types[arg].Value
+	if m == nil && c.isEventName(arg) {
+		return
+	}
 	if m == nil {
-		c.complain(arg, "the message varies: it is a constant, what varies is an attribute")
+		c.complain(arg, "the message varies: it is a constant or the name of an event, what varies is an attribute")
 	} else if text := constant.StringVal(m); !message.MatchString(text) {
 		c.complain(arg, "message %q: want lower case and no final punctuation", text)
 	}
+}
+
+// isEventName reports whether arg is string(k) of an event.Kind, all of which
+// are constants.
+func (c *logChecker) isEventName(arg ast.Expr) bool {
+	call, ok := arg.(*ast.CallExpr)
+	return ok && len(call.Args) == 1 && c.info.Types[call.Fun].IsType() && isNamed(c.info.TypeOf(call.Args[0]), keyPackage, "Kind")
 }
 
 func (c *logChecker) checkAttrs(call *ast.CallExpr, first int) {

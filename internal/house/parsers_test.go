@@ -26,6 +26,7 @@ var readers = []reader{
 	{"internal/auth", "checkCSR", "FuzzCheckCSR"},
 	{"internal/auth", "parseCodeBody", "FuzzParseCodeBody"},
 	{"internal/auth", "parseSubject", "FuzzParseSubject"},
+	{"internal/config", "Parse", "FuzzParse"},
 	{"internal/control/carrier", "frames.scan", "FuzzFrames"},
 	{"internal/control/wire", "Parse", "FuzzParse"},
 	{"internal/control/wire", "ReadPacket", "FuzzReadPacket"},

@@ -181,8 +181,13 @@ func TestWireCutAndRestore(t *testing.T) {
 		t.Errorf("a probe sent over a cut wire is answered after %v", d)
 	}
 	w.Restore()
-	must(p.WaitAnswer(within(t, 5*time.Second), p.Mark()))(t)
-	s := p.Between(cut, p.Mark())
+	restored := p.Mark()
+	must(p.WaitAnswer(within(t, 5*time.Second), restored))(t)
+	start := time.Now() // what was lost before is not waited for
+	if got := p.Since(t.Context(), restored, 10*time.Second); got.Lost > 0 || time.Since(start) > 9*time.Second {
+		t.Errorf("after Restore: %+v after %v, want nothing lost, at once", got, time.Since(start))
+	}
+	s := p.Between(cut, restored)
 	if s.Lost < 40 || s.LongestGap < ms(100) {
 		t.Errorf("stats over a cut of 100 ms = %+v, want at least 40 lost and a gap of 100 ms", s)
 	}

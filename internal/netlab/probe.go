@@ -242,15 +242,15 @@ func (p *Probe) WaitAnswer(ctx context.Context, after Mark) (time.Duration, erro
 	}
 }
 
-// Settle waits until everything sent before the mark is answered, or within
-// has passed since the last of them was sent.
-func (p *Probe) Settle(ctx context.Context, to Mark, within time.Duration) {
+// Settle waits until everything sent between two marks is answered, or within
+// has passed since the later one.
+func (p *Probe) Settle(ctx context.Context, from, to Mark, within time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, within-time.Since(p.start)+to.at)
 	defer cancel()
 	for {
 		p.mu.Lock()
 		changed := p.changed
-		missing := slices.ContainsFunc(p.answered[:to.sent], func(at time.Duration) bool { return at < 0 })
+		missing := slices.ContainsFunc(p.answered[from.sent:to.sent], func(at time.Duration) bool { return at < 0 })
 		p.mu.Unlock()
 		if !missing {
 			return
@@ -267,6 +267,6 @@ func (p *Probe) Settle(ctx context.Context, to Mark, within time.Duration) {
 // and returns what happened since the earlier mark.
 func (p *Probe) Since(ctx context.Context, from Mark, within time.Duration) Stats {
 	to := p.Mark()
-	p.Settle(ctx, to, within)
+	p.Settle(ctx, from, to, within)
 	return p.Between(from, to)
 }

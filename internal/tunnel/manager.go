@@ -110,11 +110,15 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err := m.startTunnels(ctx); err != nil {
 		return err
 	}
+	network, err := m.host.Fingerprint()
+	if err != nil {
+		return fmt.Errorf("the host's network cannot be looked at: %w", err)
+	}
 	changes, err := m.host.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("network changes cannot be watched: %w", err)
 	}
-	m.wg.Go(func() { m.watch(ctx, changes) })
+	m.wg.Go(func() { m.watch(ctx, changes, network) })
 	m.wg.Go(func() { m.tick(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
 	close(m.ready)
@@ -181,10 +185,9 @@ func (m *Manager) closeDevice(d engine.Device) {
 
 // watch follows network changes: cached source addresses are dropped at once
 // and peers shown where we are now; control connections are dialled anew when
-// the change has settled.
-func (m *Manager) watch(ctx context.Context, changes <-chan host.Change) {
+// the change has settled. before is the network as it was.
+func (m *Manager) watch(ctx context.Context, changes <-chan host.Change, before string) {
 	const settle = 250 * time.Millisecond
-	var before string
 	var settled <-chan time.Time
 	for {
 		select {

@@ -640,16 +640,18 @@ func TestOneMessageIsOneRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	gw.Write(msg) // after this nothing of the setup is on its way
-	read()
-	before := w.writes.Load()
-	for range 10 {
-		gw.Write(msg)
-		read()
+	var n int32
+	for range 3 { // the last frame of the setup may fall into the first round
+		before := w.writes.Load()
+		for range 10 {
+			gw.Write(msg)
+			read()
+		}
+		if n = w.writes.Load() - before; n == 10 {
+			return
+		}
 	}
-	if n := w.writes.Load() - before; n != 10 {
-		t.Errorf("10 messages took %d writes, want 10", n)
-	}
+	t.Errorf("10 messages took %d writes, want 10", n)
 }
 
 func TestLogLinesOfStrangersAreFew(t *testing.T) {

@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fingerprint names where packets that are not for a tunnel go: the default
+// Fingerprint names where packets that are not for a tunnel go: the default
 // routes of the main table, the interfaces that lead to a router, whether they
 // are up, and their addresses. In a family without any router it is all
 // interfaces with an address: in a laboratory the only address is all there is.
-func (l *Linux) fingerprint() (name string, err error) {
+func (l *Linux) Fingerprint() (name string, err error) {
 	err = l.do(func() error {
 		links, err := dump(l.nl.LinkList)
 		if err != nil {

@@ -54,6 +54,8 @@ type Host interface {
 	// overlaps p, and its interface; ok is false if there is none. Interfaces
 	// for which skip answers true are not looked at.
 	Overlap(p netip.Prefix, skip func(ifname string) bool) (found netip.Prefix, ifname string, ok bool, err error)
+	// Fingerprint names the present network, as a Change does.
+	Fingerprint() (string, error)
 	// Watch sends a value after each change of addresses, links or routes
 	// that are not ours, until ctx ends; then the channel is closed. It never
 	// misses one: after an overrun it sends one and goes on. A reader that is

@@ -136,7 +136,7 @@ func (w *watcher) deliver(ctx context.Context, changes chan<- Change) {
 			out = nil
 		case <-w.news:
 			began := time.Now()
-			name, err := w.l.fingerprint()
+			name, err := w.l.Fingerprint()
 			if err != nil { // as good as any: it differs from the last one
 				w.l.log.Warn("naming the state of the network", event.KeyErr, err)
 				name = fmt.Sprintf("unknown since %v: %v", began, err)

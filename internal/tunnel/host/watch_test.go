@@ -95,7 +95,7 @@ func TestWatchIgnoresOurs(t *testing.T) {
 	remove := s.tun("tnl0")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	before, err := l.fingerprint()
+	before, err := l.Fingerprint()
 	want(t, err)
 	changes, err := l.Watch(ctx)
 	want(t, err)

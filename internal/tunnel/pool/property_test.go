@@ -192,16 +192,22 @@ func (m *machine) Restart(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var rests []Rest
+	for _, r := range m.stored {
+		rests = append(rests, r)
+	}
+	early := rapid.Bool().Draw(t, "rests first")
+	if early {
+		p.RestoreRests(rests, m.now)
+	}
 	for _, l := range m.journal {
 		if err := p.Restore(l); err != nil {
 			t.Fatalf("Restore(%v) = %v, want nil", l, err)
 		}
 	}
-	var rests []Rest
-	for _, r := range m.stored {
-		rests = append(rests, r)
+	if !early {
+		p.RestoreRests(rests, m.now)
 	}
-	p.RestoreRests(rests, m.now)
 	m.pool = p
 	m.before = map[session.ID]modelEntry{}
 }

@@ -98,8 +98,9 @@ func (p *Pool) snapshotLocked() []Rest {
 	return out
 }
 
-// RestoreRests brings back what Free returned, after all leases are restored:
-// addresses that are leased, or no longer the pool's, are passed over. A time
+// RestoreRests brings back what Free returned, before any Lease; whether leases
+// are restored before or after makes no difference. Addresses that are leased,
+// or no longer the pool's, are passed over. A time
 // that lies after now, as a clock that was set back leaves it, counts as now.
 func (p *Pool) RestoreRests(rests []Rest, now time.Time) {
 	p.mu.Lock()

@@ -270,6 +270,13 @@ func (f *Fake) Watch(ctx context.Context) (<-chan host.Change, error) {
 	return changes, nil
 }
 
+// Fingerprint implements [host.Host].
+func (f *Fake) Fingerprint() (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last, f.errs["Fingerprint"]
+}
+
 // deliver hands the latest change over after each news.
 func (f *Fake) deliver(ctx context.Context, w *watcher, changes chan<- host.Change) {
 	defer close(changes)
