@@ -173,7 +173,7 @@ func (c *cli) init(dir string, cfg config.Config, text []byte) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	if cfg.Gateway != nil {
@@ -182,6 +182,22 @@ func (c *cli) init(dir string, cfg config.Config, text []byte) error {
 		}
 	}
 	return writeNew(path, text)
+}
+
+// makeDir makes a directory that the daemon's user can read, whatever the umask
+// is; one that is there is left as it is.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // unwritten takes the lines off problems of a file that is not there to be

@@ -23,9 +23,8 @@ import (
 // fakeDaemon is ready when told so and ends as it is told.
 type fakeDaemon struct {
 	*apitest.Manager
-	ready  chan struct{}
-	fails  chan error
-	resist bool // does not end with its context
+	ready chan struct{}
+	fails chan error
 }
 
 func newFake() *fakeDaemon {
@@ -35,12 +34,8 @@ func newFake() *fakeDaemon {
 func (d *fakeDaemon) Ready() <-chan struct{} { return d.ready }
 
 func (d *fakeDaemon) Run(ctx context.Context) error {
-	done := ctx.Done()
-	if d.resist {
-		done = nil
-	}
 	select {
-	case <-done:
+	case <-ctx.Done():
 		return nil
 	case err := <-d.fails:
 		return err

@@ -131,11 +131,13 @@ func makeDir(dir string, gid uint32, grouped bool) error {
 	if errors.Is(err, fs.ErrExist) {
 		return nil // its rights are its owner's business
 	}
-	if err != nil || !grouped {
+	if err == nil && grouped {
+		_, err = giveTo(dir, gid)
+	}
+	if err != nil {
 		return err
 	}
-	_, err = giveTo(dir, gid)
-	return err
+	return os.Chmod(dir, 0o750) // whatever the umask made of it
 }
 
 // setMode lets the members of the group connect, if there is one, and says the

@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 )
 
 func TestListenMakesTheDirectory(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077)) // no umask may lock the group out
 	dir := filepath.Join(t.TempDir(), "run", "tunneld")
 	path := filepath.Join(dir, "s")
 	l, err := Listen(path)

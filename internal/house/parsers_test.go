@@ -32,6 +32,7 @@ var readers = []reader{
 	{"internal/control/wire", "ReadPacket", "FuzzReadPacket"},
 	{"internal/netlab", "parse", "FuzzParse"},
 	{"internal/tunnel/engine/reference", "hub.sort", "FuzzSort"},
+	{"internal/tunnel/engine/reference", "tally.find", "FuzzTally"},
 }
 
 // notReached are functions whose name looks like a parser's although nobody

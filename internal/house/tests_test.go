@@ -147,7 +147,7 @@ func skips(f *ast.File) (found []token.Pos) {
 // asksWho reports whether fn asks who it runs as, or what was not permitted.
 func asksWho(fn *ast.FuncDecl) bool {
 	return has(fn, func(n ast.Node) bool {
-		if sel, ok := n.(*ast.SelectorExpr); ok && (sel.Sel.Name == "EPERM" || sel.Sel.Name == "EACCES" || sel.Sel.Name == "ErrPermission") {
+		if sel, ok := n.(*ast.SelectorExpr); ok && (sel.Sel.Name == "EPERM" || sel.Sel.Name == "EACCES" || sel.Sel.Name == "ErrPermission" || sel.Sel.Name == "ErrNotPermitted") {
 			return true
 		}
 		return calls(n, "os", "Geteuid") || calls(n, "os", "Getuid")

@@ -227,6 +227,10 @@ func TestResetTCP(t *testing.T) {
 	for _, addr := range []string{"10.0.0.2:443", "[fd00::2]:443"} {
 		t.Run(addr, func(t *testing.T) {
 			_, a, b, w := pair(t, Impairment{Delay: ms(1)})
+			over, overServer := tcpPair(t, a, b, addr) // ended in good order: does not count
+			over.Close()
+			must(overServer.Read(make([]byte, 1)))
+			overServer.Close()
 			client, server := tcpPair(t, a, b, addr)
 			other, otherServer := tcpPair(t, a, b, strings.Replace(addr, "443", "80", 1))
 			client.Write([]byte("ping"))

@@ -13,25 +13,28 @@ type flow struct {
 	eth       []byte // header of the frames it comes in
 	end       uint32 // the number after the last octet seen
 	acked     uint32 // what it has acknowledged of the other direction
+	over      bool   // it has sent a FIN
 }
 
-// noteLocked remembers where a TCP connection stands. What the wire loses
-// afterwards is noted too: then the reverse direction's acknowledgement is right.
+// noteLocked remembers where a TCP connection stands, from its first segment to
+// its end. What the wire loses afterwards is noted too: then the reverse
+// direction's acknowledgement is right.
 func (w *Wire) noteLocked(d Direction, p packet) {
 	s, ok := p.tcp()
 	if !ok {
 		return
 	}
-	key := flowKey{p.src, p.dst}
+	key, back := flowKey{p.src, p.dst}, flowKey{p.dst, p.src}
 	if s.flags&tcpRST != 0 {
-		delete(w.flows, key)
-		delete(w.flows, flowKey{p.dst, p.src})
+		w.forgetLocked(key)
 		return
 	}
+	if s.flags&tcpSYN != 0 {
+		w.flows[key] = &flow{direction: d, eth: append([]byte(nil), p.eth...), end: s.end}
+	}
 	f := w.flows[key]
-	if f == nil || s.flags&tcpSYN != 0 {
-		f = &flow{direction: d, eth: append([]byte(nil), p.eth...), end: s.end}
-		w.flows[key] = f
+	if f == nil {
+		return
 	}
 	if int32(s.end-f.end) > 0 {
 		f.end = s.end
@@ -39,6 +42,16 @@ func (w *Wire) noteLocked(d Direction, p packet) {
 	if s.flags&tcpACK != 0 {
 		f.acked = s.ack
 	}
+	f.over = f.over || s.flags&tcpFIN != 0
+	if reverse := w.flows[back]; f.over && reverse != nil && reverse.over {
+		w.forgetLocked(key)
+	}
+}
+
+// forgetLocked forgets both directions of a connection.
+func (w *Wire) forgetLocked(key flowKey) {
+	delete(w.flows, key)
+	delete(w.flows, flowKey{key.dst, key.src})
 }
 
 // ResetTCP ends every TCP connection to a server's port that the wire has seen
@@ -56,8 +69,7 @@ func (w *Wire) ResetTCP(port uint16) int {
 		n++
 		w.resetLocked(key, there, back)
 		w.resetLocked(flowKey{key.dst, key.src}, back, there)
-		delete(w.flows, key)
-		delete(w.flows, flowKey{key.dst, key.src})
+		w.forgetLocked(key)
 	}
 	return n
 }

@@ -131,7 +131,7 @@ func (m *Manager) startTunnels(ctx context.Context) error {
 			m.log.Error("session not restored", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 			continue
 		}
-		if err := t.dev.Handshake(t.session.ID, true); err != nil {
+		if err := t.dev.Handshake(t.session.ID, false); err != nil {
 			m.log.Warn("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 		}
 	}

@@ -236,7 +236,7 @@ func TestNodeRestartKeepsTheSession(t *testing.T) {
 		t.Errorf("session %v after the restart, want %v", got, id)
 	}
 	sid, _ := session.ParseID(id)
-	if n, _ := node.engine.Device("tnl0").Session(sid); n.Fresh == 0 {
+	if n, _ := node.engine.Device("tnl0").Session(sid); n.Handshakes == 0 {
 		t.Error("the restarted node started no handshake by itself")
 	}
 }

@@ -29,10 +29,10 @@ const (
 // Start is when everything in the world began.
 var Start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// Manager is the fake. The zero Manager is a daemon with tunnels and networks;
-// Bare is one that has none. Its methods may be called from any goroutine.
+// Manager is the fake. The zero Manager is a daemon with tunnels and networks.
+// Its methods may be called from any goroutine.
 type Manager struct {
-	Bare bool
+	Bare bool // it has none, and its events cannot be read
 
 	mu    sync.Mutex // guards everything below
 	asked []string

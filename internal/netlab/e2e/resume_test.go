@@ -196,8 +196,8 @@ func TestFrozen(t *testing.T) {
 // its host, and nothing of the session may be lost.
 func TestSIGTERMSuspends(t *testing.T) {
 	w := newOffice(t, roadPlan+branchPlan)
-	alice := w.node("alice")
 	w.node("branch", "--advertise", "10.20.0.0/24")
+	alice := w.node("alice")
 	before, _ := w.established(alice)
 
 	w.check(alice.Process().Stop())
