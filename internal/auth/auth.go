@@ -87,7 +87,7 @@ func ValidName(s string) error {
 		c := s[i]
 		alnum := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 		if !alnum && (i == 0 || c != '-' && c != '_' && c != '.') {
-			return fmt.Errorf("%w: %q; use letters, digits, and after the first of them also - _ .", ErrName, s)
+			return fmt.Errorf("%w: %q (use letters and digits, and after the first of them also - _ and .)", ErrName, s)
 		}
 	}
 	return nil

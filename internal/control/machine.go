@@ -97,10 +97,9 @@ type link struct {
 	shareOut  [32]byte
 	shareIn   [32]byte
 	phase     phase
-	request   *wire.SCCRQ  // a responder's: what it answers
-	offered   secret.Value // the resume key that follows, if this one succeeds
-	promoteTo bool         // the proof was made with NextKey
-	beside    bool         // another transport carried the connection when this one came
+	request   *wire.SCCRQ // a responder's: what it answers
+	promoteTo bool        // the proof was made with NextKey
+	beside    bool        // another transport carried the connection when this one came
 }
 
 // phase is how far a link has been set up.

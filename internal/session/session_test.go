@@ -18,7 +18,7 @@ func TestIDRoundTrip(t *testing.T) {
 	if err != nil || got != id {
 		t.Errorf("ParseID(%q) = %v, %v, want %v", want, got, err, id)
 	}
-	if NewID() == NewID() {
+	if a, b := NewID(), NewID(); a == b {
 		t.Error("two new IDs are equal")
 	}
 }

@@ -171,7 +171,7 @@ func (p *peerConn) Notify(a control.Action) {
 	case control.TroubleReported:
 		log.Warn("peer's data path is silent", event.KeySession, a.Session.ID)
 	case control.Cloned:
-		log.Warn("resume with a proof that was used before: cloned state?")
+		log.Warn("resume with a spent proof", event.KeyCause, "the node's state may have been cloned")
 		g.m.publish(event.Event{Kind: event.ClonedState, Node: p.node})
 	case control.Ended:
 		log.Info("control connection closed", event.KeyCause, a.Result.Describe(wire.TypeStopCCN), event.KeyErr, a.Err)

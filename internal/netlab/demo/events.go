@@ -13,6 +13,9 @@ import (
 
 const (
 	frozenFor = 8 * time.Second
+	// watchFor is the least time that an event is watched, so that what comes
+	// after the resume is seen too.
+	watchFor = 2 * time.Second
 	// lateAnswers is how long after an event answers may still come.
 	lateAnswers = 500 * time.Millisecond
 
@@ -61,7 +64,7 @@ func (t *theatre) playEvent(ctx context.Context, e event) error {
 		return err
 	}
 	t.say.line("%s: %s", e.name, e.what)
-	begin := t.probe.Mark()
+	begin, enough := t.probe.Mark(), time.After(watchFor)
 	acting, cancel := context.WithTimeoutCause(ctx, patience+frozenFor, fmt.Errorf("not within %v", patience+frozenFor))
 	defer cancel()
 	if err := e.act(acting, before); err != nil {
@@ -72,6 +75,11 @@ func (t *theatre) playEvent(ctx context.Context, e event) error {
 	})
 	if err != nil {
 		return err
+	}
+	select {
+	case <-enough:
+	case <-acting.Done():
+		return context.Cause(acting)
 	}
 	if _, err := t.probe.WaitAnswer(acting, t.probe.Mark()); err != nil {
 		return err

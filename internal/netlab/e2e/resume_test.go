@@ -125,7 +125,7 @@ func TestKilled(t *testing.T) {
 			beforeAlice, _ := w.established(alice)
 			beforeBranch, _ := w.established(branch)
 			victim := map[string]*netlab.Daemon{"gateway": w.hq, "node": alice}[who]
-			boot := w.bootID(victim)
+			boot, begin := w.bootID(victim), p.Mark()
 
 			w.check(victim.Process().Kill9())
 			w.start(victim)
@@ -134,6 +134,11 @@ func TestKilled(t *testing.T) {
 			w.answered(p)
 			w.same(beforeAlice, afterAlice)
 			w.same(beforeBranch, afterBranch)
+			// Many times what a restart takes, and less than the 5 s after which
+			// WireGuard tries by itself: the handshake came at once.
+			if got := p.Since(t.Context(), begin, lateAnswers); got.LongestGap > 4*time.Second {
+				t.Errorf("stats = %+v, want no gap of 4 s", got)
+			}
 			w.ping("server", desk)
 			w.check(s.Alive(w.patience()))
 			if now := w.bootID(victim); now == boot {
