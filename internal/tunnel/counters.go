@@ -58,7 +58,7 @@ func (m *Manager) saveCounters() {
 	m.mu.Unlock()
 	if g := m.gateway; g != nil {
 		g.mu.Lock()
-		for id, mb := range g.members {
+		for id, mb := range g.members.byID {
 			live[id] = g.countersLocked(mb)
 		}
 		gone = append(gone, g.gone...)

@@ -38,8 +38,9 @@ type gateway struct {
 	mu       sync.Mutex // guards everything below
 	networks []*network
 	conns    map[uint32]*peerConn // by our connection id
-	members  map[session.ID]*member
+	members  *roster
 	seen     map[netip.Addr]int // addresses of live connections' transports
+	rests    []savedRest        // freed addresses that are not journalled yet
 	gone     []session.ID       // closed since the counters were last written
 }
 
@@ -47,7 +48,7 @@ type gateway struct {
 func newGateway(m *Manager) (*gateway, error) {
 	g := &gateway{
 		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{},
-		members: map[session.ID]*member{}, seen: map[netip.Addr]int{},
+		members: newRoster(), seen: map[netip.Addr]int{},
 	}
 	var err error
 	if g.registry, err = auth.OpenRegistry(m.store); err != nil {
@@ -97,7 +98,7 @@ func (g *gateway) restore() error {
 			mb.state, mb.since = session.Suspended, time.Now()
 			if err := n.pool.Restore(mb.lease()); err != nil {
 				g.m.log.Warn("session not restored", event.KeySession, s.ID, event.KeyErr, err)
-				delete(g.members, s.ID)
+				g.members.remove(mb)
 				p.orphans = append(p.orphans, s.LocalID)
 			}
 		}
@@ -420,7 +421,7 @@ func (g *gateway) announce(ctx context.Context, n *network) {
 		control.ChangeRoutes
 	}
 	var changes []change
-	for _, mb := range n.members() {
+	for mb := range g.members.byNetwork[n] {
 		routes := n.routesFor(mb)
 		if !samePrefixes(routes, mb.routes) {
 			mb.routes = routes

@@ -221,6 +221,22 @@ func (j *journal) saveCounters(live map[session.ID]countersV1, gone []session.ID
 	})
 }
 
+// saveRests writes which addresses rest, in one transaction.
+func (j *journal) saveRests(rests []savedRest) error {
+	return j.s.Update(func(tx store.Tx) error {
+		for _, r := range rests {
+			b, err := json.Marshal(leaseV1{stateVersion, r.rest})
+			if err != nil {
+				return err
+			}
+			if err := tx.Put(bucketLeases, r.network+"/"+r.rest.Addresses[0].String(), b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // newKeyPair makes an X25519 pair.
 func newKeyPair() (private secret.Value, public [32]byte, err error) {
 	return keyPair(nil)

@@ -156,6 +156,9 @@ var errStopping = errors.New("tunnel: the daemon stops")
 // the journal.
 func (m *Manager) tearDown() {
 	m.saveCounters()
+	if m.gateway != nil {
+		m.gateway.saveRests()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var devices []engine.Device

@@ -41,7 +41,8 @@ type member struct {
 	node      string
 	nodeID    session.ID
 	state     session.State
-	since     time.Time
+	began     time.Time // at this daemon
+	since     time.Time // of the state
 	resumes   uint64
 	epoch     uint32
 	addresses []netip.Addr
@@ -118,7 +119,7 @@ func (n *network) open() error {
 	if err := g.m.host.SetMasquerade(n.ifname, inside); err != nil {
 		return fmt.Errorf("network %q: masquerade: %w", n.cfg.Name, err)
 	}
-	for _, mb := range n.members() {
+	for mb := range g.members.byNetwork[n] {
 		if err := dev.Add(mb.engineSession(engine.Open)); err != nil {
 			g.m.log.Error("session has no data plane", event.KeySession, mb.id, event.KeyErr, err)
 		}
@@ -198,22 +199,11 @@ func (n *network) addresses() (all []netip.Addr) {
 	return all
 }
 
-// members of this network, oldest first.
-func (n *network) members() (all []*member) {
-	for _, mb := range n.g.members {
-		if mb.network == n {
-			all = append(all, mb)
-		}
-	}
-	slices.SortFunc(all, func(a, b *member) int { return a.since.Compare(b.since) })
-	return all
-}
-
 // routesFor are the prefixes a node sends here: pools, the network's routes
 // and what other nodes advertise.
 func (n *network) routesFor(mb *member) []netip.Prefix {
 	routes := append(slices.Clone(n.cfg.Pools), n.cfg.Routes...)
-	for _, other := range n.members() {
+	for other := range n.g.members.advertising[n] {
 		if other != mb && other.state != session.WaitConnect {
 			routes = append(routes, other.advertise...)
 		}
@@ -224,7 +214,7 @@ func (n *network) routesFor(mb *member) []netip.Prefix {
 // setHostRoutes sends what nodes advertise into the interface.
 func (n *network) setHostRoutes() error {
 	var routes []netip.Prefix
-	for _, mb := range n.members() {
+	for mb := range n.g.members.advertising[n] {
 		routes = append(routes, mb.advertise...)
 	}
 	return n.g.m.host.SetRoutes(n.ifname, sortPrefixes(routes))
@@ -247,10 +237,10 @@ func (mb *member) engineSession(gate engine.Gate) engine.Session {
 func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member {
 	mb := &member{
 		id: s.ID, network: n, conn: p, local: s.LocalID, node: p.node, nodeID: p.nodeID,
-		state: s.State, since: time.Now(), resumes: s.Resumes, epoch: s.KeyEpoch,
+		state: s.State, began: time.Now(), since: time.Now(), resumes: s.Resumes, epoch: s.KeyEpoch,
 		addresses: s.Addresses, advertise: s.Advertise, routes: s.Routes, peerKey: s.PeerKey, psk: s.PresharedKey,
 	}
-	g.members[s.ID] = mb
+	g.members.add(mb)
 	return mb
 }
 
@@ -263,10 +253,8 @@ func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, gran
 	if r := n.checkAdvertiseLocked(p, q.Advertise, granted); r != nil {
 		return control.Grant{}, r
 	}
-	for _, mb := range n.g.members {
-		if mb.peerKey == q.PublicKey {
-			return control.Grant{}, refusal(wire.CauseKeyInUse, "that session key is in use")
-		}
+	if n.g.members.byKey[q.PublicKey] != nil {
+		return control.Grant{}, refusal(wire.CauseKeyInUse, "that session key is in use")
 	}
 	id := session.NewID()
 	lease, err := n.pool.Lease(id, p.node, time.Now())
@@ -295,9 +283,11 @@ func (n *network) checkAdvertiseLocked(p *peerConn, advertise, granted []netip.P
 				}
 			}
 		}
-		for _, mb := range n.g.members {
-			if mb.nodeID != p.nodeID && slices.ContainsFunc(mb.advertise, a.Overlaps) {
-				return refusal(wire.CausePrefixInUse, "prefix %v overlaps one that node %q advertises", a, mb.node)
+		for _, other := range n.g.networks {
+			for mb := range n.g.members.advertising[other] {
+				if mb.nodeID != p.nodeID && slices.ContainsFunc(mb.advertise, a.Overlaps) {
+					return refusal(wire.CausePrefixInUse, "prefix %v overlaps one that node %q advertises", a, mb.node)
+				}
 			}
 		}
 		found, ifname, ok, err := n.g.m.host.Overlap(a, n.g.ours)

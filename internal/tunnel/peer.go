@@ -13,6 +13,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/pool"
 )
 
 // peerConn is a node's control connection at the gateway: it decides for the
@@ -108,8 +109,8 @@ func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 // replaceLocked makes room for a node's new session: the one it had in that
 // network under another connection is of a node that lost its state.
 func (g *gateway) replaceLocked(n *network, p *peerConn) {
-	for _, mb := range n.members() {
-		if mb.nodeID != p.nodeID || mb.conn == p {
+	for _, mb := range g.members.byNode.list(p.nodeID) {
+		if mb.network != n || mb.conn == p {
 			continue
 		}
 		old := mb.conn
@@ -197,7 +198,7 @@ func (p *peerConn) sessionUp(s control.Session) {
 	g := p.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	mb := g.members[s.ID]
+	mb := g.members.byID[s.ID]
 	if mb == nil {
 		return
 	}
@@ -210,8 +211,8 @@ func (p *peerConn) sessionUp(s control.Session) {
 		if err := n.setHostRoutes(); err != nil {
 			g.m.log.Error("routes not set", event.KeySession, s.ID, event.KeyErr, err)
 		}
+		g.announceLater(n)
 	}
-	g.announceLater(n)
 	g.record(mb, event.SessionEstablished, "")
 }
 
@@ -233,8 +234,8 @@ func (p *peerConn) setStates(to session.State, kind event.Kind, cause string) {
 	g := p.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, mb := range g.members {
-		if mb.conn != p || mb.state == session.WaitConnect {
+	for _, mb := range g.members.byConn.list(p) {
+		if mb.state == session.WaitConnect {
 			continue
 		}
 		mb.state, mb.since = to, time.Now()
@@ -250,7 +251,7 @@ func (p *peerConn) sessionDown(a control.SessionDown) {
 	g := p.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if mb := g.members[a.Session.ID]; mb != nil {
+	if mb := g.members.byID[a.Session.ID]; mb != nil {
 		g.dropLocked(mb, a.Result.Describe(wire.TypeCDN))
 	} else if n := g.network(a.Session.Network); n != nil {
 		n.pool.Cancel(a.Session.ID) // granted, and never set up
@@ -264,16 +265,16 @@ func (g *gateway) dropLocked(mb *member, cause string) {
 	if err := n.dev.Remove(mb.id); err != nil {
 		g.m.log.Error("session not removed from the data plane", event.KeySession, mb.id, event.KeyErr, err)
 	}
-	delete(g.members, mb.id)
+	g.members.remove(mb)
 	g.gone = append(g.gone, mb.id)
 	mb.state, mb.since = session.Closed, time.Now()
 	if len(mb.advertise) > 0 {
 		if err := n.setHostRoutes(); err != nil {
 			g.m.log.Error("routes not set", event.KeySession, mb.id, event.KeyErr, err)
 		}
+		g.announceLater(n)
 	}
 	g.freeLocked(mb)
-	g.announceLater(n)
 	g.m.log.Info(string(event.SessionClosed), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyNetwork, n.cfg.Name,
 		event.KeyState, session.Closed, event.KeyCause, cause, event.KeyBytes, final.RxBytes+final.TxBytes)
 	g.m.publish(event.Event{Kind: event.SessionClosed, Session: mb.id, Node: mb.node, Network: n.cfg.Name, Cause: cause})
@@ -289,8 +290,28 @@ func (g *gateway) freeLocked(mb *member) {
 	if err := g.m.host.FlushConntrack(mb.addresses); err != nil {
 		g.m.log.Warn("connection tracking not flushed", event.KeySession, mb.id, event.KeyErr, err)
 	}
-	if err := g.m.journal.put(bucketLeases, n.cfg.Name+"/"+rest.Addresses[0].String(), leaseV1{stateVersion, rest}); err != nil {
-		g.m.log.Error("lease not recorded", event.KeySession, mb.id, event.KeyErr, err)
+	g.rests = append(g.rests, savedRest{n.cfg.Name, rest})
+	g.m.chores.add("rests", func(context.Context) { g.saveRests() })
+}
+
+// savedRest is an address given back, and in which network.
+type savedRest struct {
+	network string
+	rest    pool.Rest
+}
+
+// saveRests makes durable which addresses rest and whose they were. A kill before it
+// costs the memory of a rest, not a lease: those are in the connections' records.
+func (g *gateway) saveRests() {
+	g.mu.Lock()
+	rests := g.rests
+	g.rests = nil
+	g.mu.Unlock()
+	if len(rests) == 0 {
+		return
+	}
+	if err := g.m.journal.saveRests(rests); err != nil {
+		g.m.log.Error("leases not recorded", event.KeyErr, err)
 	}
 }
 
@@ -301,7 +322,7 @@ var _ control.Handler = (*peerConn)(nil)
 func (g *gateway) closeGates(node string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, mb := range g.members {
+	for _, mb := range g.members.byID {
 		if mb.node != node {
 			continue
 		}

@@ -83,7 +83,7 @@ func (t *dialled) view() api.Tunnel {
 func (n *network) view() api.Network {
 	return api.Network{
 		Name: n.cfg.Name, Interface: n.ifname, Pools: notNil(n.cfg.Pools), Addresses: notNil(n.addresses()),
-		Routes: notNil(n.cfg.Routes), Sessions: len(n.members()), Leased: len(n.pool.Leases()),
+		Routes: notNil(n.cfg.Routes), Sessions: len(n.g.members.byNetwork[n]), Leased: len(n.pool.Leases()),
 	}
 }
 
@@ -98,7 +98,7 @@ func (m *Manager) Sessions(context.Context) ([]api.Session, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, n := range g.networks {
-		for _, mb := range n.members() {
+		for _, mb := range g.members.byNetwork.list(n) {
 			all = append(all, mb.view(g))
 		}
 	}
@@ -174,7 +174,7 @@ func (m *Manager) find(id string) (*member, *dialled, error) {
 	match := func(s session.ID) bool { return len(id) >= 4 && len(id) <= 36 && s.String()[:len(id)] == id }
 	if g := m.gateway; g != nil {
 		g.mu.Lock()
-		for sid, mb := range g.members {
+		for sid, mb := range g.members.byID {
 			if match(sid) {
 				members = append(members, mb)
 			}

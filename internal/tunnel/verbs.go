@@ -380,11 +380,7 @@ func (m *Manager) Nodes(context.Context) ([]api.Node, error) {
 		if !n.ID.IsZero() {
 			v.ID = maybe(n.ID.String())
 		}
-		for _, mb := range g.members {
-			if mb.nodeID == n.ID {
-				v.Sessions++
-			}
-		}
+		v.Sessions = len(g.members.byNode[n.ID])
 		all = append(all, v)
 	}
 	return all, nil
