@@ -42,6 +42,7 @@ type dialled struct {
 	cause    wire.Cause // of the last refusal
 	denied   bool       // one end does not take the other's certificate, or there is none
 	givenUp  bool       // refused for good: only `up` tries again
+	broken   bool       // this host does not let it be set up
 	retryAt  time.Time  // not before, after a refusal
 	failures int
 	reported time.Time     // of a silent data path, last
@@ -120,8 +121,9 @@ func (t *dialled) set(s session.State) {
 }
 
 // accept splits the routes a gateway sent into those this tunnel takes and the
-// others. The pools, which hold the gateway's own addresses, are always taken;
-// a default route only if it was asked for.
+// others: accept_routes has the first, and the network's own pools, which hold
+// the gateway's addresses. None is taken that would catch the tunnel's own
+// packets, or what this host reaches without a tunnel.
 func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
 	for _, r := range s.Routes {
 		ok := slices.ContainsFunc(t.cfg.AcceptRoutes, func(a prefix) bool { return covers(a, r) })
@@ -133,6 +135,10 @@ func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
 		}
 		if slices.ContainsFunc(t.cfg.Advertise, func(a prefix) bool { return covers(a, r) }) {
 			ok = false // our own prefix
+		}
+		if ok && !isDefault(r) {
+			found, _, overlaps, err := t.m.host.Overlap(r, t.m.oursLocked)
+			ok = err == nil && !(overlaps && covers(found, r))
 		}
 		if ok {
 			taken = append(taken, r)
@@ -189,17 +195,18 @@ func (t *dialled) openLocked(mtu int) error {
 		if err != nil {
 			return err
 		}
-		t.ifname, t.saved.Interface = name, name
-		if err := t.m.journal.saveTunnel(t.cfg.Name, t.saved); err != nil {
-			return err
-		}
+		t.ifname = name
 	}
 	dev, err := t.m.engine.Open(engine.DeviceConfig{Interface: t.ifname, MTU: t.mtu(mtu)})
 	if err != nil {
-		return deviceError(fmt.Sprintf("tunnel %q", t.cfg.Name), t.ifname, err)
+		return err // it names the interface and the way out
 	}
 	t.dev = dev
-	return nil
+	if t.cfg.Interface != "" || t.saved.Interface == t.ifname {
+		return nil
+	}
+	t.saved.Interface = t.ifname
+	return t.m.journal.saveTunnel(t.cfg.Name, t.saved)
 }
 
 // closeLocked removes the interface.
@@ -244,6 +251,7 @@ func (t *dialled) refusedLocked(res wire.Result, remote bool) {
 		t.lastErr = errors.New(res.Text) // our own words
 	}
 	t.givenUp = res.Cause.Advice() == wire.GiveUp
+	t.broken = !remote && res.Cause == wire.CauseLocal
 	t.failures++
 	t.retryAt = time.Now().Add(backoff(t.failures))
 	t.set(session.Idle)
@@ -256,6 +264,13 @@ func (t *dialled) record(kind event.Kind, id session.ID, cause string) {
 	t.m.log.Info(string(kind), event.KeyTunnel, t.cfg.Name, event.KeySession, id, event.KeyNetwork, t.cfg.Network,
 		event.KeyState, t.state, event.KeyCause, cause)
 	t.m.publish(event.Event{Kind: kind, Session: id, Node: t.m.cfg.Node.Name, Network: t.cfg.Network, Cause: cause})
+}
+
+// oursLocked reports whether an interface is this daemon's; the caller holds
+// Manager.mu.
+func (m *Manager) oursLocked(ifname string) bool {
+	return slices.ContainsFunc(m.tunnels, func(t *dialled) bool { return t.ifname == ifname }) ||
+		m.gateway != nil && m.gateway.ours(ifname)
 }
 
 // freeInterface finds the lowest free tnlN, leaving out those this daemon has

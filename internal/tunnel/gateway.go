@@ -238,7 +238,8 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		return
 	}
 	c.SetReadDeadline(time.Now().Add(setupTimeout))
-	br := bufio.NewReader(c)
+	nc := g.m.tracer.conn(c, false)
+	br := bufio.NewReader(nc)
 	first, q, err := readRequest(br)
 	if err != nil {
 		g.m.log.Warn("control connection not begun", event.KeyNode, peer.Name, event.KeyRemote, c.RemoteAddr().String(), event.KeyErr, err)
@@ -248,14 +249,14 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 	c.SetReadDeadline(time.Time{})
 	p := g.connFor(ctx, q, peer)
 	if p == nil {
-		control.Refuse(c, q, noConnection(q))
+		control.Refuse(nc, q, noConnection(q))
 		return
 	}
 	g.seeTransport(c.RemoteAddr(), 1)
 	defer g.seeTransport(c.RemoteAddr(), -1)
-	gone, err := p.conn.Attach(ctx, c, br, g.binding(c, peer), first)
+	gone, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first)
 	if err != nil {
-		control.Refuse(c, q, noConnection(q))
+		control.Refuse(nc, q, noConnection(q))
 		return
 	}
 	<-gone

@@ -153,10 +153,9 @@ func decode(b []byte, v any, version *int) error {
 	return nil
 }
 
-// networkState returns the private key and the interface name of a network,
-// making and keeping a key at its first use.
-func (j *journal) networkState(name string) (networkV1, error) {
-	var v networkV1
+// networkState returns the private key and the interface name of a network. The
+// first time it makes a key, which is kept once the network is open.
+func (j *journal) networkState(name string) (v networkV1, err error) {
 	ok, err := j.get(bucketNetworks, name, &v, &v.Version)
 	if err != nil || ok {
 		return v, err
@@ -165,8 +164,7 @@ func (j *journal) networkState(name string) (networkV1, error) {
 	if err != nil {
 		return v, err
 	}
-	v = networkV1{Version: stateVersion, PrivateKey: key.Reveal()}
-	return v, j.put(bucketNetworks, name, v)
+	return networkV1{PrivateKey: key.Reveal()}, nil
 }
 
 func (j *journal) tunnelState(name string) (v tunnelV1, err error) {

@@ -371,7 +371,8 @@ func (l *link) dialOne(ctx context.Context, address string) error {
 	l.m.mu.Lock()
 	l.lastErr, l.reached = nil, address
 	l.m.mu.Unlock()
-	gone, err := conn.Attach(ctx, c, bufio.NewReader(c), bind(c, id, peer), nil)
+	nc := l.m.tracer.conn(c, true)
+	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, id, peer), nil)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 	"tunneld/internal/auth"
 	"tunneld/internal/config"
 	"tunneld/internal/control/carrier"
+	"tunneld/internal/control/wire"
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
@@ -24,7 +26,7 @@ import (
 	"tunneld/internal/tunnel/host"
 )
 
-// Options are the parts a Manager joins. All but Listen are needed.
+// Options are the parts a Manager joins. All but Trace and Listen are needed.
 type Options struct {
 	Config  config.Config // of the file; the tunnels that join wrote are read from StateDir
 	Store   store.Store
@@ -32,6 +34,9 @@ type Options struct {
 	Host    host.Host
 	Log     *slog.Logger
 	Version api.Version
+	// Trace gets every control message, in the pcapng format (see wire.Trace);
+	// nil: no trace. It must not be slow: messages wait for it.
+	Trace io.Writer
 	// Listen opens the gateway's TCP listener; nil: net.Listen. Only a test
 	// or a process that was handed one sets it.
 	Listen func(address string) (net.Listener, error)
@@ -47,6 +52,7 @@ type Manager struct {
 	log     *slog.Logger
 	version api.Version
 	listen  func(string) (net.Listener, error)
+	tracer  *tracer // nil: no trace
 
 	bootID  session.ID
 	journal *journal
@@ -74,6 +80,13 @@ func New(o Options) (*Manager, error) {
 	}
 	if m.listen == nil {
 		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
+	if o.Trace != nil {
+		trace, err := wire.NewTrace(o.Trace)
+		if err != nil {
+			return nil, fmt.Errorf("the trace cannot be written: %w", err)
+		}
+		m.tracer = &tracer{log: o.Log, trace: trace}
 	}
 	m.chores = newChores()
 	if err := m.loadTunnels(); err != nil {

@@ -289,15 +289,15 @@ func TestBranchPrefixReachesTheOthers(t *testing.T) {
 	gw := newGatewayDaemon(t)
 	gw.run()
 	t.Cleanup(gw.end)
-	// Invited before alice joins, so that join shows alice the prefix.
-	b := newNodeDaemon(t, "branch")
-	b.run()
-	t.Cleanup(b.end)
-	b.join(gw, branch)
 	alice := newNodeDaemon(t, "alice")
 	alice.run()
 	t.Cleanup(alice.end)
 	alice.join(gw)
+	established(t, gw, alice)
+	b := newNodeDaemon(t, "branch")
+	b.run()
+	t.Cleanup(b.end)
+	b.join(gw, branch)
 	wait(t, "the branch's prefix at the gateway", func() bool { return slices.Contains(gw.host.Routes("tnl0"), branch) })
 	wait(t, "the branch's prefix at alice", func() bool { return slices.Contains(alice.host.Routes("tnl0"), branch) })
 	if slices.Contains(b.host.Routes("tnl0"), branch) {
@@ -359,5 +359,28 @@ func TestProblemsAreInStatus(t *testing.T) {
 	st, err := gw.m.Status(t.Context())
 	if err != nil || len(st.Problems) != 1 || st.Problems[0].Mend != "sysctl -w net.ipv4.ip_forward=1" {
 		t.Errorf("Status = %+v, %v", st.Problems, err)
+	}
+}
+
+func TestRoutesThatAreNotAccepted(t *testing.T) {
+	gw := newGatewayDaemon(t)
+	public, lan := netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("192.168.7.0/24")
+	gw.run()
+	t.Cleanup(gw.end)
+	node := newNodeDaemon(t, "alice")
+	node.run()
+	t.Cleanup(node.end)
+	node.host.SetForeign("eth0", netip.MustParsePrefix("192.168.0.0/16"))
+	node.join(gw)
+	established(t, gw, node)
+	gw.end()
+	gw.cfg.Networks[0].Routes = []netip.Prefix{public, lan, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.50.0.0/24")}
+	gw.run()
+	if err := gw.m.KillSession(t.Context(), gw.sessions()[0].Session, "new routes"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the new routes", func() bool { return len(node.tunnel().RefusedRoutes) == 3 })
+	if got := node.host.Routes("tnl0"); slices.Contains(got, public) || slices.Contains(got, lan) || !slices.Contains(got, netip.MustParsePrefix("10.50.0.0/24")) {
+		t.Errorf("routes = %v; want 10.50.0.0/24 and neither a public prefix nor one of the host's own", got)
 	}
 }

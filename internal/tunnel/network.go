@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,7 +14,6 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
-	"tunneld/internal/tunnel/host"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -24,6 +22,7 @@ import (
 type network struct {
 	g       *gateway
 	cfg     config.Network
+	saved   networkV1 // as in the journal; its version is 0 if it is not there yet
 	private secret.Value
 	public  [32]byte
 	pool    *pool.Pool
@@ -59,7 +58,7 @@ func newNetwork(g *gateway, cfg config.Network) (*network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &network{g: g, cfg: cfg, ifname: cfg.Interface}
+	n := &network{g: g, cfg: cfg, saved: st, ifname: cfg.Interface}
 	if n.private, n.public, err = keyPair(st.PrivateKey); err != nil {
 		return nil, fmt.Errorf("network %q: its key in the state directory: %w", cfg.Name, err)
 	}
@@ -103,7 +102,7 @@ func (n *network) open() error {
 	}
 	dev, err := g.m.engine.Open(engine.DeviceConfig{Interface: n.ifname, MTU: g.m.cfg.Data.MTU})
 	if err != nil {
-		return deviceError(fmt.Sprintf("network %q", n.cfg.Name), n.ifname, err)
+		return fmt.Errorf("network %q: %w", n.cfg.Name, err) // the engine names the interface and the way out
 	}
 	n.dev = dev
 	if err := dev.SetPrivateKey(n.private); err != nil {
@@ -128,7 +127,20 @@ func (n *network) open() error {
 		return fmt.Errorf("network %q: %w", n.cfg.Name, err)
 	}
 	n.reportProblems()
-	return nil
+	return n.save()
+}
+
+// save keeps the key and the interface that were chosen at the first start. It
+// is the last thing a start does: one that is refused leaves no trace.
+func (n *network) save() error {
+	if n.saved.Version != 0 && (n.cfg.Interface != "" || n.saved.Interface == n.ifname) {
+		return nil
+	}
+	n.saved.Version = stateVersion
+	if n.cfg.Interface == "" {
+		n.saved.Interface = n.ifname
+	}
+	return n.g.m.journal.put(bucketNetworks, n.cfg.Name, n.saved)
 }
 
 // reportProblems says at start what on this host stops packets.
@@ -156,35 +168,19 @@ func (n *network) checkOverlap() error {
 	return nil
 }
 
-// chooseInterface finds a name at the first start and keeps it.
+// chooseInterface finds a name at the first start.
 func (n *network) chooseInterface() error {
 	if n.ifname != "" {
 		return nil
 	}
 	name, err := n.g.m.freeInterface()
-	if err != nil {
-		return err
-	}
 	n.ifname = name
-	return n.g.m.journal.put(bucketNetworks, n.cfg.Name, networkV1{stateVersion, n.private.Reveal(), name})
+	return err
 }
 
 // ours reports whether an interface belongs to this gateway.
 func (g *gateway) ours(ifname string) bool {
 	return slices.ContainsFunc(g.networks, func(n *network) bool { return n.ifname == ifname })
-}
-
-// deviceError says what to do about an interface that cannot be made.
-func deviceError(what, ifname string, err error) error {
-	switch {
-	case errors.Is(err, engine.ErrInterfaceTaken):
-		return fmt.Errorf("%s: interface name %q is taken by another program: set another `interface`, or remove it (ip link del %s): %w", what, ifname, ifname, err)
-	case errors.Is(err, engine.ErrNoTUN):
-		return fmt.Errorf("%s: there is no /dev/net/tun: load the module (modprobe tun), or give the container the device: %w", what, err)
-	case errors.Is(err, engine.ErrNotPermitted), errors.Is(err, host.ErrNotPermitted):
-		return fmt.Errorf("%s: making interface %q is not permitted: run as root or with CAP_NET_ADMIN: %w", what, ifname, err)
-	}
-	return fmt.Errorf("%s: interface %q: %w", what, ifname, err)
 }
 
 // linkAddresses are the gateway's own, with the length of their pools, so that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -28,11 +29,14 @@ func (m *Manager) Up(ctx context.Context, name string, wait time.Duration) (api.
 		m.mu.Unlock()
 		return api.Tunnel{}, err
 	}
-	if err := t.wantLocked(true); err != nil {
-		m.mu.Unlock()
-		return api.Tunnel{}, err
+	err = t.wantLocked(true)
+	if err == nil {
+		err = t.mendLocked()
 	}
 	m.mu.Unlock()
+	if err != nil {
+		return api.Tunnel{}, err
+	}
 	t.link.nudge()
 	if wait <= 0 {
 		m.mu.Lock()
@@ -54,12 +58,34 @@ func (t *dialled) wantLocked(up bool) error {
 		}
 	}
 	t.wanted = up
-	t.givenUp, t.denied, t.failures, t.retryAt, t.cause = false, false, 0, time.Time{}, wire.CauseNone
+	t.givenUp, t.denied, t.broken, t.failures, t.retryAt, t.cause = false, false, false, 0, time.Time{}, wire.CauseNone
 	if t.session == nil {
 		t.lastErr = nil
 	}
 	t.link.failures = 0
 	return nil
+}
+
+// mendLocked sets up again what a session lacks that outlived the last process:
+// what was in the way when the daemon started may be gone.
+func (t *dialled) mendLocked() error {
+	if t.session == nil || t.dev != nil {
+		return nil
+	}
+	err := t.setUpLocked(*t.session)
+	if err == nil {
+		err = t.dev.Handshake(t.session.ID, false)
+	}
+	t.lastErr = err
+	if err != nil {
+		return t.brokenError()
+	}
+	return nil
+}
+
+// brokenError is the error of a tunnel that this host does not let be set up.
+func (t *dialled) brokenError() error {
+	return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: %v", t.cfg.Name, t.lastErr), Hint: "when that is mended run `tunnelctl up` again"}
 }
 
 // handshakePoll is how often a tunnel that is coming up is looked at for its
@@ -105,6 +131,9 @@ func (t *dialled) await(ctx context.Context, wait time.Duration) (api.Tunnel, er
 func (t *dialled) verdict() error {
 	if !t.wanted {
 		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q was taken down meanwhile", t.cfg.Name)}
+	}
+	if t.broken {
+		return t.brokenError()
 	}
 	if !t.givenUp && !t.denied {
 		return nil
@@ -316,7 +345,10 @@ func (m *Manager) Invite(ctx context.Context, q api.InviteRequest) (api.InviteRe
 
 func inviteError(node string, err error) error {
 	e := &api.Error{Code: api.Failed, Message: err.Error()}
-	if errors.Is(err, auth.ErrNameTaken) {
+	switch {
+	case errors.Is(err, auth.ErrName):
+		e.Code = api.Usage
+	case errors.Is(err, auth.ErrNameTaken):
 		e.Hint = fmt.Sprintf("`tunnelctl invite %s --replace` makes a new node of that name and revokes the old one", node)
 	}
 	return e
@@ -410,7 +442,7 @@ func (m *Manager) RevokeNode(ctx context.Context, name string) error {
 func (m *Manager) Join(ctx context.Context, q api.JoinRequest) (api.JoinReply, error) {
 	code, err := auth.ParseCode(q.Code)
 	if err != nil {
-		return api.JoinReply{}, &api.Error{Code: api.Failed, Message: err.Error(), Hint: "paste the whole line that `tunnelctl invite` printed"}
+		return api.JoinReply{}, codeError(err)
 	}
 	if code.Node != m.cfg.Node.Name {
 		return api.JoinReply{}, &api.Error{Code: api.Failed, Message: fmt.Sprintf("the invite is for node %q, this node is %q", code.Node, m.cfg.Node.Name), Hint: fmt.Sprintf("invite %q on the gateway, or set node.name in the configuration", m.cfg.Node.Name)}
@@ -418,11 +450,40 @@ func (m *Manager) Join(ctx context.Context, q api.JoinRequest) (api.JoinReply, e
 	if err := m.checkNewTunnel(q.As, q.Interface); err != nil {
 		return api.JoinReply{}, err
 	}
+	if err := m.checkNewGateway(q.As, code); err != nil {
+		return api.JoinReply{}, err
+	}
 	reply, id, err := m.enrol(ctx, code, q)
 	if err != nil {
 		return api.JoinReply{}, err
 	}
 	return m.keepJoined(code, q, reply, id)
+}
+
+// codeError says what to do about a text that is no invite code.
+func codeError(err error) error {
+	e := &api.Error{Code: api.Failed, Message: err.Error(), Hint: "paste the whole line that `tunnelctl invite` printed"}
+	if errors.Is(err, auth.ErrNewerCode) {
+		e.Hint = "bring tunneld on this node up to the gateway's version"
+	}
+	return e
+}
+
+// checkNewGateway refuses to join a gateway once more under names that the
+// gateway chooses: they are probably taken, and it says them only when the
+// invite is used up and the node that this one was is revoked.
+func (m *Manager) checkNewGateway(as string, code auth.Code) error {
+	if as != "" {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tunnels {
+		if t.joined && slices.Contains(t.cfg.Gateways, code.Gateway) {
+			return &api.Error{Code: api.Failed, Message: fmt.Sprintf("this node has joined gateway %s already, with tunnel %q", code.Gateway, t.cfg.Name), Hint: fmt.Sprintf("`tunnelctl leave %s` first, or give the new tunnel another name with --as; the invite is not used up", t.cfg.Name)}
+		}
+	}
+	return nil
 }
 
 // enrol speaks to the gateway; nothing is kept yet but the key, so that a cut
@@ -498,6 +559,15 @@ func (m *Manager) checkNewTunnel(name, ifname string) error {
 	return nil
 }
 
+// privateRanges are accepted by a tunnel that was joined, so that the prefixes of
+// branches that come later are reached too: RFC 1918, RFC 6598 and RFC 4193. A
+// gateway can send nobody's traffic to public addresses through itself, nor
+// what this host reaches without it, unless accept_routes is given more.
+var privateRanges = []prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
+}
+
 // keepJoined stores identity and tunnels and starts them.
 func (m *Manager) keepJoined(code auth.Code, q api.JoinRequest, reply auth.EnrolReply, id auth.Identity) (api.JoinReply, error) {
 	if err := m.store.Update(func(tx store.Tx) error { return auth.Joined(tx, code, id) }); err != nil {
@@ -505,7 +575,7 @@ func (m *Manager) keepJoined(code auth.Code, q api.JoinRequest, reply auth.Enrol
 	}
 	out := api.JoinReply{Node: id.Name, Gateway: code.Gateway, Tunnels: []api.JoinedTunnel{}}
 	for _, n := range reply.Networks {
-		accept := slices.DeleteFunc(append(slices.Clone(n.Pools), n.Routes...), isDefault)
+		accept := slices.DeleteFunc(slices.Concat(n.Pools, n.Routes, privateRanges), isDefault)
 		cfg := config.Tunnel{
 			Name: joinedName(q, n.Name), Gateways: []string{code.Gateway}, Network: n.Name, Interface: q.Interface, Auto: true,
 			Advertise: reply.Advertise, AcceptRoutes: sortPrefixes(slices.DeleteFunc(accept, func(r prefix) bool { return slices.Contains(reply.Advertise, r) })),

@@ -50,9 +50,10 @@ type Host interface {
 	Problems(ifname string) ([]Problem, error)
 	// FreeInterface returns the lowest free name prefix0, prefix1, ….
 	FreeInterface(prefix string, taken func(string) bool) (string, error)
-	// Overlap returns an address or a connected route of this host that
-	// overlaps p, and its interface; ok is false if there is none. Interfaces
-	// for which skip answers true are not looked at.
+	// Overlap returns an address or a route of this host that overlaps p, the
+	// widest if there are several, and its interface; ok is false if there is
+	// none. Interfaces for which skip answers true are not looked at, nor are
+	// default routes.
 	Overlap(p netip.Prefix, skip func(ifname string) bool) (found netip.Prefix, ifname string, ok bool, err error)
 	// Fingerprint names the present network, as a Change does.
 	Fingerprint() (string, error)

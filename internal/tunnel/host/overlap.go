@@ -2,7 +2,6 @@ package host
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -16,19 +15,18 @@ func (l *Linux) Overlap(p netip.Prefix, skip func(ifname string) bool) (found ne
 		if err != nil {
 			return err
 		}
-		clash := func(q netip.Prefix, index int) bool {
-			if !q.Overlaps(p) || skip != nil && skip(names[index]) {
-				return false
+		look := func(q netip.Prefix, index int) {
+			if !q.Overlaps(p) || skip != nil && skip(names[index]) || ok && found.Bits() <= q.Bits() {
+				return
 			}
 			found, ifname, ok = q, names[index], true
-			return true
 		}
 		addresses, err := l.addresses(nil)
 		if err != nil {
 			return err
 		}
-		if slices.ContainsFunc(addresses, func(a address) bool { return clash(a.prefix, a.LinkIndex) }) {
-			return nil
+		for _, a := range addresses {
+			look(a.prefix, a.LinkIndex)
 		}
 		routes, err := l.list(family(p), unix.RT_TABLE_MAIN)
 		if err != nil {
@@ -40,9 +38,7 @@ func (l *Linux) Overlap(p netip.Prefix, skip func(ifname string) bool) (found ne
 			if !isPrefix || dst.Bits() <= 1 || r.Protocol == Protocol {
 				continue
 			}
-			if clash(dst, outgoing(r)) {
-				break
-			}
+			look(dst, outgoing(r))
 		}
 		return nil
 	})

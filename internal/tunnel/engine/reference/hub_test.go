@@ -241,7 +241,7 @@ func TestIndexTable(t *testing.T) {
 		var x indexTable
 		x.learn(1, a)
 		x.learn(2, b)
-		time.Sleep(indexLife)
+		time.Sleep(indexLife + 1)
 		x.learn(3, a)
 		for index, want := range map[uint32]*bind{1: a, 2: b, 3: a, 4: nil} {
 			if got := x.owner(index); got != want {

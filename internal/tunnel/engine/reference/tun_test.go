@@ -127,9 +127,12 @@ func FuzzTally(f *testing.F) {
 
 // TestTUNCostsNothing holds the wrapper's share of a batch: no garbage.
 func TestTUNCostsNothing(t *testing.T) {
-	d, _, open, _ := gatedTUN(t)
-	inner := &stillTUN{memTUN: newMemTUN("still"), packet: packet("192.0.2.1", "10.0.0.1", 1400)}
-	d.Device = inner
+	d := newTUNDevice(&stillTUN{memTUN: newMemTUN("still"), packet: packet("192.0.2.1", "10.0.0.1", 1400)})
+	defer d.wait()
+	defer d.Close()
+	open := new(peer)
+	open.gate.Store(uint32(engine.Open))
+	d.routes.Store(new(bart.Table[*peer]).InsertPersist(prefixes("10.0.0.1/32")[0], open))
 	bufs, sizes, _ := buffers(batchSize)
 	if n := testing.AllocsPerRun(100, func() { d.Read(bufs, sizes, 16) }); n != 0 {
 		t.Errorf("Read allocates %v times a batch, want 0", n)
@@ -165,6 +168,8 @@ func (s *stillTUN) File() *os.File { return nil }
 func BenchmarkTUNRead(b *testing.B) {
 	m := &stillTUN{memTUN: newMemTUN("still"), packet: packet("192.0.2.1", "10.0.0.1", 1400)}
 	d := newTUNDevice(m)
+	defer d.wait()
+	defer d.Close()
 	p := new(peer)
 	p.gate.Store(uint32(engine.Open))
 	d.routes.Store(new(bart.Table[*peer]).InsertPersist(prefixes("10.0.0.1/32")[0], p))

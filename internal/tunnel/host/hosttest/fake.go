@@ -243,14 +243,16 @@ func (f *Fake) Overlap(p netip.Prefix, skip func(string) bool) (netip.Prefix, st
 	for name, prefixes := range f.foreign {
 		have[name] = prefixes
 	}
+	var found netip.Prefix
+	var ifname string
 	for name, prefixes := range have {
 		for _, q := range prefixes {
-			if q.Overlaps(p) && (skip == nil || !skip(name)) {
-				return q, name, true, nil
+			if q.Overlaps(p) && (skip == nil || !skip(name)) && (ifname == "" || q.Bits() < found.Bits()) {
+				found, ifname = q, name
 			}
 		}
 	}
-	return netip.Prefix{}, "", false, nil
+	return found, ifname, ifname != "", nil
 }
 
 // watcher is one Watch; news is full while there is a change not handed over.
