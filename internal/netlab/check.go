@@ -84,7 +84,7 @@ func Require(t TB) {
 func ForTest(t TB) *Lab {
 	t.Helper()
 	Require(t)
-	lab, err := New(Options{})
+	lab, err := New(Options{Name: t.Name()})
 	if err != nil {
 		t.Fatalf("%v", err)
 	}

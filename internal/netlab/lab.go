@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 )
 
@@ -14,7 +15,13 @@ type Options struct {
 	// Dir is where hosts keep their files and logs. Empty: a new directory,
 	// which Close removes.
 	Dir string
+	// Name becomes part of that new directory's name, so that one that was
+	// kept says whose it is.
+	Name string
 }
+
+// nameLen keeps the paths of sockets below the 108 octets of unix(7).
+const nameLen = 24
 
 // Lab owns hosts, wires and what else lives on them. Methods may be called
 // from any goroutine.
@@ -37,7 +44,8 @@ type closer interface{ Close() error }
 func New(o Options) (*Lab, error) {
 	l := &Lab{dir: o.Dir}
 	if o.Dir == "" {
-		dir, err := os.MkdirTemp("", "netlab-")
+		name := strings.NewReplacer("/", "_", "*", "_").Replace(o.Name)
+		dir, err := os.MkdirTemp("", "netlab-"+name[:min(len(name), nameLen)]+"-")
 		if err != nil {
 			return nil, fmt.Errorf("directory for a laboratory: %w", err)
 		}

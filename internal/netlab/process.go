@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,8 +61,13 @@ func (h *Host) Start(name, path string, args ...string) (*Process, error) {
 	return p, nil
 }
 
+// command prepares a program of the laboratory. One with the race detector
+// would sleep for a second before each exit; reports come without that, too.
 func command(ctx context.Context, path string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, args...)
+	if raceEnabled {
+		cmd.Env = append(os.Environ(), strings.TrimSpace("GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"))
+	}
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
 	return cmd
 }

@@ -75,7 +75,7 @@ func perform(ctx context.Context, logs string, stdout, stderr io.Writer) (err er
 	if err != nil {
 		return err
 	}
-	lab, err := netlab.New(netlab.Options{Dir: logs})
+	lab, err := netlab.New(netlab.Options{Dir: logs, Name: "demo"})
 	if err != nil {
 		return err
 	}

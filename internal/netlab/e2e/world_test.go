@@ -210,11 +210,7 @@ func (w *world) check(errs ...error) {
 
 // patience is a context for one thing that must happen.
 func (w *world) patience() context.Context {
-	return w.within(patient)
-}
-
-func (w *world) within(d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(w.t.Context(), d)
+	ctx, cancel := context.WithTimeout(w.t.Context(), patient)
 	w.t.Cleanup(cancel)
 	return ctx
 }
@@ -290,9 +286,9 @@ func (w *world) session(what string, ok func(netlab.SessionStatus) bool) (s netl
 }
 
 // gone waits until hq has no session of that UUID.
-func (w *world) gone(ctx context.Context, id string) {
+func (w *world) gone(id string) {
 	w.t.Helper()
-	_, err := w.hq.WaitSessions(ctx, "without session "+id, func(list []netlab.SessionStatus) bool {
+	_, err := w.hq.WaitSessions(w.patience(), "without session "+id, func(list []netlab.SessionStatus) bool {
 		return !slices.ContainsFunc(list, func(s netlab.SessionStatus) bool { return s.Session == id })
 	})
 	w.check(err)
