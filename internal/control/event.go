@@ -77,8 +77,12 @@ type Expired struct {
 }
 
 // Started is the first event of a restored machine: Remaining is what is left
-// of the grace.
-type Started struct{ Remaining time.Duration }
+// of the grace, At the wall clock. A connection whose last process was killed
+// counts as suspended from then on, however often it is restarted.
+type Started struct {
+	Remaining time.Duration
+	At        time.Time
+}
 
 // OpenSession asks an established initiator for a session.
 type OpenSession struct {

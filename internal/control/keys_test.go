@@ -121,8 +121,9 @@ func TestPresharedKeys(t *testing.T) {
 	}
 }
 
+// Computed by another program from what docs/protocol.md says.
 const (
-	vectorRatchet  = ""
-	vectorResume   = ""
-	vectorKeyProof = ""
+	vectorRatchet  = "d51b89ae8eccc6ac8ec913e7eeea7f768cf98f6db6e3f59b3ea12c2e2f832b79"
+	vectorResume   = "8f556947e396c2080e7144d71c6d70d67d7c9dec0af9daf7993e4c6db9bbe1d0"
+	vectorKeyProof = "551c15cf77590710fbe485b43ceabb5ab06b07d7e41e8c058a4459a9f0b6dc98"
 )

@@ -225,6 +225,9 @@ func (m *Machine) dispatch(ev Event) {
 		m.expired(ev)
 	case Started:
 		m.do(Arm{TimerGrace, ev.Remaining})
+		if m.rec.SuspendedAt.IsZero() {
+			m.rec.SuspendedAt, m.dirty = ev.At, true
+		}
 	case OpenSession:
 		m.openSession(ev)
 	case CloseSession:

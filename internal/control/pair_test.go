@@ -43,7 +43,8 @@ type side struct {
 	out           []Send
 	dropped       map[TransportID]bool
 	armed         map[Timer]time.Duration
-	trace         []string // of every action, as brief writes it
+	trace         []string              // of every action, as brief writes it
+	watch         func(Event, []Action) // sees each step before its actions are done
 }
 
 func newKey(t *testing.T) (secret.Value, [32]byte) {
@@ -72,7 +73,11 @@ func (s *side) step(ev Event) {
 	s.t.Helper()
 	for ev != nil {
 		var answer Event
-		for _, a := range s.m.Step(ev) {
+		actions := s.m.Step(ev)
+		if s.watch != nil {
+			s.watch(ev, actions)
+		}
+		for _, a := range actions {
 			s.trace = append(s.trace, brief(a))
 			switch a := a.(type) {
 			case Save:
@@ -157,7 +162,7 @@ func (s *side) restart(boot session.ID) {
 	s.cfg.BootID = boot
 	s.m = Restore(s.cfg, r)
 	s.out, s.notices = nil, nil
-	s.step(Started{time.Hour})
+	s.step(Started{Remaining: time.Hour})
 }
 
 // pair is a node and a gateway with transports between them.

@@ -368,7 +368,7 @@ func (g *gateway) launch(_ context.Context, p *peerConn) {
 		}
 	})
 	if p.restored != nil {
-		p.conn.Do(ctx, control.Started{Remaining: *p.restored})
+		p.conn.Do(ctx, control.Started{Remaining: *p.restored, At: time.Now()})
 		for _, id := range p.orphans {
 			p.conn.Do(ctx, control.CloseSession{LocalID: id, Result: wire.Result{
 				Code: wire.CDNAdministrative, Cause: wire.CauseConfiguration, Text: "the network is not offered any more"}})

@@ -170,7 +170,7 @@ func (l *link) launchLocked(ctx context.Context) {
 		l.nudge()
 	})
 	if restored != nil {
-		l.m.wg.Go(func() { conn.Do(ctx, control.Started{Remaining: *restored}) })
+		l.m.wg.Go(func() { conn.Do(ctx, control.Started{Remaining: *restored, At: time.Now()}) })
 	}
 }
 

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -33,6 +34,7 @@ type daemon struct {
 	stop   context.CancelFunc
 	done   chan error
 	listen func(string) (net.Listener, error)
+	trace  io.Writer // nil: none
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -42,7 +44,7 @@ func (d *daemon) run() {
 	d.engine, d.host = &enginetest.Fake{}, hosttest.New()
 	d.engine.SetPort(40443)
 	m, err := New(Options{
-		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen,
+		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace,
 		Log: slog.New(slog.NewTextHandler(d.t.Output(), nil)).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -38,7 +39,7 @@ func (t *tracer) write(p wire.Path, sent bool, message []byte) {
 	}
 	if err := t.trace.Write(p, sent, time.Now(), message); err != nil {
 		t.over = true
-		t.log.Error("trace ended", event.KeyErr, err)
+		t.log.Error("trace ended", event.KeyErr, fmt.Errorf("%w; sessions go on without it, a restart begins it anew", err))
 	}
 }
 

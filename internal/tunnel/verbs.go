@@ -78,6 +78,7 @@ func (t *dialled) mendLocked() error {
 	}
 	t.lastErr = err
 	if err != nil {
+		t.closeLocked()
 		return t.brokenError()
 	}
 	return nil
