@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 // have these commands:
 //
 //	daemon [bare]        serve apitest.Manager at $TUNNELD_SOCKET
-//	stop                 end that daemon
+//	end                  end that daemon (stop is a command of testscript itself)
 //	dead                 leave the socket of a daemon that died
 //	garbage              serve something that is no daemon
 //	exits N CMD ARG...   run CMD, which must exit with status N
@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":   cmdDaemon,
-			"stop":     cmdStop,
+			"end":      cmdEnd,
 			"dead":     cmdDead,
 			"garbage":  cmdGarbage,
 			"exits":    cmdExits,
@@ -88,7 +88,7 @@ func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { d.stop() })
 }
 
-func cmdStop(ts *testscript.TestScript, _ bool, _ []string) { daemonOf(ts).stop() }
+func cmdEnd(ts *testscript.TestScript, _ bool, _ []string) { daemonOf(ts).stop() }
 
 func cmdDead(ts *testscript.TestScript, _ bool, _ []string) {
 	l, err := net.Listen("unix", ts.Getenv("TUNNELD_SOCKET"))

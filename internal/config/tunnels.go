@@ -42,7 +42,7 @@ func ReadTunnels(stateDir string) ([]Tunnel, error) {
 	dir := filepath.Join(stateDir, tunnelDir)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("config: %w", err)
+		return nil, fmt.Errorf("config: %w: state_dir must be a directory that this user may read and write", err)
 	}
 	var tunnels []Tunnel
 	var errs []error

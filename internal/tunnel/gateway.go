@@ -155,6 +155,7 @@ func (g *gateway) start(ctx context.Context) error {
 	for _, p := range conns {
 		g.launch(ctx, p)
 	}
+	g.m.chores.add("revoked", g.cutRevoked)
 	srv := &carrier.Server{
 		Identity: g.carrierIdentity, Handler: g, Log: g.m.log,
 		Limits: carrier.Limits{Known: g.known},

@@ -286,6 +286,26 @@ func TestRevokedNodeIsCutAndRefused(t *testing.T) {
 	}
 }
 
+// TestRevokedWhileKilled is of a gateway that dies after a revocation is on disk
+// and before the node's transport is cut.
+func TestRevokedWhileKilled(t *testing.T) {
+	gw, node := pair(t)
+	established(t, gw, node)
+	gw.end()
+	r, err := auth.OpenRegistry(gw.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Revoke("alice", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	gw.run()
+	wait(t, "the session to end", func() bool { return len(gw.sessions()) == 0 })
+	if ids := gw.engine.Device("tnl0").Sessions(); len(ids) != 0 {
+		t.Errorf("the data plane still has %v", ids)
+	}
+}
+
 func TestBranchPrefixReachesTheOthers(t *testing.T) {
 	branch := netip.MustParsePrefix("10.20.0.0/16")
 	gw := newGatewayDaemon(t)

@@ -119,7 +119,11 @@ func (n *network) open() error {
 		return fmt.Errorf("network %q: masquerade: %w", n.cfg.Name, err)
 	}
 	for mb := range g.members.byNetwork[n] {
-		if err := dev.Add(mb.engineSession(engine.Open)); err != nil {
+		gate := engine.Open
+		if g.registry.Revoked(mb.nodeID) { // killed between the revocation and the cut
+			gate = engine.Closed
+		}
+		if err := dev.Add(mb.engineSession(gate)); err != nil {
 			g.m.log.Error("session has no data plane", event.KeySession, mb.id, event.KeyErr, err)
 		}
 	}

@@ -143,8 +143,10 @@ func (t *dialled) verdict() error {
 	switch {
 	case t.cause == wire.CauseUnknownNetwork:
 		e.Code, e.Hint = api.NoSuch, "`network` in the tunnel's configuration names one that the gateway does not have"
-	case errors.Is(t.lastErr, errNotJoined), errors.Is(t.lastErr, auth.ErrExpired):
+	case errors.Is(t.lastErr, errNotJoined):
 		e.Code, e.Hint = api.Failed, "get an invite from the gateway's administrator and run `tunnelctl join -`"
+	case errors.Is(t.lastErr, auth.ErrExpired):
+		e.Code, e.Hint = api.Failed, fmt.Sprintf("get an invite from the gateway's administrator (`tunnelctl invite %s --replace`), then run `tunnelctl leave %s` and `tunnelctl join -`", t.m.cfg.Node.Name, t.cfg.Name)
 	case errors.Is(t.lastErr, carrier.ErrPeerCertificate):
 		e.Code, e.Hint = api.Failed, "whoever answers there is not the gateway this node has joined; if the gateway was set up anew, leave and join again"
 	}
