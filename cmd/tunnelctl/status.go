@@ -72,6 +72,7 @@ func (c *cli) tunnelRows(t api.Tunnel) (rows [][]string) {
 	add("routes", list(t.Routes))
 	add("refused routes", list(t.RefusedRoutes))
 	add("advertises", list(t.Advertise))
+	add("expires", stamp(t.ExpiresAt))
 	add("last error", word(t.LastError))
 	return rows
 }
@@ -87,6 +88,9 @@ func controlOf(t api.Tunnel) string {
 	}
 	if !t.Enabled {
 		text += ", down until `tunnelctl up " + t.Name + "`"
+	}
+	if t.Held {
+		text += ", held until `tunnelctl resume " + t.Name + "`"
 	}
 	return text
 }

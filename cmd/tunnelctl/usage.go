@@ -9,6 +9,8 @@ on a node
   join CODE|-|--file FILE     enrol this node with an invite code
   up TUNNEL                   start a tunnel and wait for its session
   down TUNNEL                 stop a tunnel, until the next up
+  suspend TUNNEL              let nothing pass, and keep the session
+  resume TUNNEL               go on with a suspended tunnel
   leave TUNNEL                stop a tunnel and forget it
   status                      tunnels, networks, problems
 
@@ -93,6 +95,20 @@ usage: tunnelctl down TUNNEL
 
 Closes the tunnel's session and removes its interface. It stays down, across
 restarts too, until "tunnelctl up".
+`
+
+const suspendUsage = `
+usage: tunnelctl suspend TUNNEL
+
+Lets nothing pass the tunnel any more, at both ends, and keeps its session:
+addresses, keys, interface. It stays so, across restarts too, until
+"tunnelctl resume". The session's deadlines go on, all but that of idleness.
+`
+
+const resumeUsage = `
+usage: tunnelctl resume TUNNEL
+
+Goes on with a tunnel that was suspended. One that was not is left as it is.
 `
 
 const leaveUsage = `

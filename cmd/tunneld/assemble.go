@@ -38,9 +38,9 @@ func (a *assembly) Run(ctx context.Context) error {
 	return errors.Join(a.Manager.Run(ctx), a.parts.Close())
 }
 
-// newDaemon builds the parts and joins them. What it returns must be run, which
-// closes them.
-func newDaemon(cfg config.Config, log *slog.Logger) (_ daemon, err error) {
+// newDaemon builds the parts and joins them; trace is the file for control
+// messages, "" for none. What it returns must be run, which closes the parts.
+func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err error) {
 	var made parts
 	defer func() {
 		if err != nil {
@@ -52,6 +52,15 @@ func newDaemon(cfg config.Config, log *slog.Logger) (_ daemon, err error) {
 		return nil, err
 	}
 	made = append(made, h)
+	o := tunnel.Options{Config: cfg, Host: h, Log: log, Version: api.ThisVersion()}
+	if trace != "" {
+		f, err := openTrace(trace)
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, f)
+		o.Trace = f
+	}
 	st, err := store.Open(cfg.Node.StateDir)
 	if err != nil {
 		return nil, err
@@ -66,7 +75,8 @@ func newDaemon(cfg config.Config, log *slog.Logger) (_ daemon, err error) {
 		return nil, err
 	}
 	made = append(made, e)
-	m, err := tunnel.New(tunnel.Options{Config: cfg, Store: st, Engine: e, Host: h, Log: log, Version: api.ThisVersion()})
+	o.Store, o.Engine = st, e
+	m, err := tunnel.New(o)
 	if err != nil {
 		return nil, err
 	}

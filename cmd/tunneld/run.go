@@ -35,7 +35,7 @@ type daemon interface {
 var errAtOnce = errors.New("ended at once by a second signal; what was changed on the host may be left behind until the next start")
 
 func newRun(c *cli) *cobra.Command {
-	var file, level string
+	var file, trace, level string
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "run the daemon",
@@ -49,10 +49,11 @@ func newRun(c *cli) *cobra.Command {
 			default:
 				return usageOf(cmd, "--log-level is %q, want debug, info, warn or error", level)
 			}
-			return c.run(cmd.Context(), file, newLog(c.stderr, l, toJournal(c.stderr, c.env("JOURNAL_STREAM"))))
+			return c.run(cmd.Context(), file, trace, newLog(c.stderr, l, toJournal(c.stderr, c.env("JOURNAL_STREAM"))))
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", config.DefaultPath, "the configuration")
+	cmd.Flags().StringVar(&trace, "trace", "", "where control messages are written to")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -60,7 +61,7 @@ func newRun(c *cli) *cobra.Command {
 
 // run is everything between the command line and the daemon's end. Checks that
 // touch nothing come first.
-func (c *cli) run(ctx context.Context, file string, log *slog.Logger) error {
+func (c *cli) run(ctx context.Context, file, trace string, log *slog.Logger) error {
 	cfg, err := load(file)
 	if err != nil {
 		return err
@@ -75,7 +76,7 @@ func (c *cli) run(ctx context.Context, file string, log *slog.Logger) error {
 		return err
 	}
 	defer l.Close()
-	d, err := newDaemon(cfg, log)
+	d, err := newDaemon(cfg, trace, log)
 	if err != nil {
 		return err
 	}

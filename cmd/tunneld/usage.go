@@ -37,12 +37,14 @@ certificate authority it makes too. An existing file is not overwritten.
 `
 
 const runUsage = `
-usage: tunneld run [--config FILE] [--log-level LEVEL]
+usage: tunneld run [--config FILE] [--trace FILE] [--log-level LEVEL]
 
 Runs the daemon in the foreground. SIGTERM and SIGINT suspend its sessions and
 end it; a second one ends it at once.
 
   --config FILE      default /etc/tunneld/tunneld.toml
+  --trace FILE       add every control message to FILE, in the pcapng format
+                     that Wireshark reads; proofs of keys are zeroed in it
   --log-level LEVEL  debug, info, warn or error; default info
 `
 

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"syscall"
 	"time"
+
+	"tunneld/internal/session"
 )
 
 // What keeps a client from being heard. Test for them with errors.Is; the error
@@ -110,13 +113,13 @@ func (c *Client) Session(ctx context.Context, id string) (SessionDetail, error) 
 
 // KillSession closes a session of a gateway.
 func (c *Client) KillSession(ctx context.Context, id, reason string) error {
-	_, err := post[done](ctx, c, "/v1/session/kill", KillRequest{Session: id, Reason: reason}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/session/kill", KillRequest{Session: id, Reason: reason}, answerTimeout)
 	return err
 }
 
 // Invite asks a gateway for an invite code.
 func (c *Client) Invite(ctx context.Context, req InviteRequest) (InviteReply, error) {
-	return post[InviteReply](ctx, c, "/v1/invite", withLists(req), answerTimeout)
+	return change[InviteReply](ctx, c, "/v1/invite", withLists(req), answerTimeout)
 }
 
 // Nodes asks a gateway for the nodes it has invited.
@@ -126,13 +129,13 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 
 // RevokeNode ends a node's rights and its sessions.
 func (c *Client) RevokeNode(ctx context.Context, name string) error {
-	_, err := post[done](ctx, c, "/v1/node/revoke", RevokeRequest{Node: name}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/node/revoke", RevokeRequest{Node: name}, answerTimeout)
 	return err
 }
 
 // Join enrols this node with an invite code.
 func (c *Client) Join(ctx context.Context, req JoinRequest) (JoinReply, error) {
-	return post[JoinReply](ctx, c, "/v1/join", req, joinTimeout)
+	return change[JoinReply](ctx, c, "/v1/join", req, joinTimeout)
 }
 
 // Up starts a tunnel and waits for its session, or does not with a wait of 0.
@@ -142,13 +145,26 @@ func (c *Client) Up(ctx context.Context, tunnel string, wait time.Duration) (Tun
 
 // Down closes the session of a tunnel until the next Up.
 func (c *Client) Down(ctx context.Context, tunnel string) error {
-	_, err := post[done](ctx, c, "/v1/down", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/down", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	return err
+}
+
+// Suspend holds the session of a tunnel until Resume: everything is kept, nothing
+// passes.
+func (c *Client) Suspend(ctx context.Context, tunnel string) error {
+	_, err := change[done](ctx, c, "/v1/suspend", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	return err
+}
+
+// Resume lets packets pass again that Suspend stopped.
+func (c *Client) Resume(ctx context.Context, tunnel string) error {
+	_, err := change[done](ctx, c, "/v1/resume", TunnelRequest{Tunnel: tunnel}, answerTimeout)
 	return err
 }
 
 // Leave closes the session of a tunnel and forgets the tunnel.
 func (c *Client) Leave(ctx context.Context, tunnel string) error {
-	_, err := post[done](ctx, c, "/v1/leave", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/leave", TunnelRequest{Tunnel: tunnel}, answerTimeout)
 	return err
 }
 
@@ -163,7 +179,7 @@ func (c *Client) Events(ctx context.Context, follow bool, each func(Event) error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	late := time.AfterFunc(answerTimeout, cancel) // for the beginning of the answer only
-	resp, err := c.ask(ctx, http.MethodGet, "/v1/events", query, nil)
+	resp, err := c.ask(ctx, http.MethodGet, "/v1/events", query, nil, nil)
 	if !late.Stop() && err != nil {
 		return noAnswer(answerTimeout)
 	}
@@ -192,8 +208,46 @@ func (c *Client) Events(ctx context.Context, follow bool, each func(Event) error
 	}
 }
 
+// repeats is how often a request whose answer was lost is made again.
+const repeats = 3
+
+// change makes a request that must not be done twice: it has an id, and if its
+// answer is lost it is made again under the same one.
+func change[A any](ctx context.Context, c *Client, path string, req any, timeout time.Duration) (answer A, err error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return answer, usagef("the request cannot be written: %v", err)
+	}
+	epoch, err := c.epoch(ctx)
+	if err != nil {
+		return answer, err
+	}
+	once := http.Header{headerRequest: {session.NewID().String()}, headerEpoch: {epoch}}
+	for try := 0; ; try++ {
+		answer, err = exchange[A](ctx, c, http.MethodPost, path, nil, body, once, timeout)
+		if !errors.Is(err, errLost) || try == repeats {
+			return answer, err
+		}
+	}
+}
+
+// epoch asks for the present life of the daemon.
+func (c *Client) epoch(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
+	defer cancel()
+	resp, err := c.ask(ctx, http.MethodGet, "/v1/version", nil, nil, nil)
+	if err != nil {
+		if context.Cause(ctx) == errNoAnswer {
+			return "", noAnswer(answerTimeout)
+		}
+		return "", err
+	}
+	defer resp.Body.Close()
+	return resp.Header.Get(headerEpoch), nil
+}
+
 func get[A any](ctx context.Context, c *Client, path string, query url.Values) (A, error) {
-	return exchange[A](ctx, c, http.MethodGet, path, query, nil, answerTimeout)
+	return exchange[A](ctx, c, http.MethodGet, path, query, nil, nil, answerTimeout)
 }
 
 func post[A any](ctx context.Context, c *Client, path string, req any, timeout time.Duration) (A, error) {
@@ -202,12 +256,12 @@ func post[A any](ctx context.Context, c *Client, path string, req any, timeout t
 	if err != nil {
 		return none, usagef("the request cannot be written: %v", err)
 	}
-	return exchange[A](ctx, c, http.MethodPost, path, nil, body, timeout)
+	return exchange[A](ctx, c, http.MethodPost, path, nil, body, nil, timeout)
 }
 
 // exchange asks and reads the answer. Keys that it does not know are ignored:
 // the daemon may be newer.
-func exchange[A any](ctx context.Context, c *Client, method, path string, query url.Values, body []byte, timeout time.Duration) (answer A, err error) {
+func exchange[A any](ctx context.Context, c *Client, method, path string, query url.Values, body []byte, header http.Header, timeout time.Duration) (answer A, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errNoAnswer)
 	defer cancel()
 	late := func(err error) error {
@@ -216,7 +270,7 @@ func exchange[A any](ctx context.Context, c *Client, method, path string, query 
 		}
 		return err
 	}
-	resp, err := c.ask(ctx, method, path, query, body)
+	resp, err := c.ask(ctx, method, path, query, body, header)
 	if err != nil {
 		return answer, late(err)
 	}
@@ -228,12 +282,13 @@ func exchange[A any](ctx context.Context, c *Client, method, path string, query 
 }
 
 // ask sends a request; an answer of 400 and above becomes the *Error in it.
-func (c *Client) ask(ctx context.Context, method, path string, query url.Values, body []byte) (*http.Response, error) {
+func (c *Client) ask(ctx context.Context, method, path string, query url.Values, body []byte, header http.Header) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: "tunneld", Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, usagef("the request cannot be made: %v", err)
 	}
+	maps.Copy(req.Header, header)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, askError(ctx, err)
@@ -276,6 +331,16 @@ func noAnswer(timeout time.Duration) *Error {
 	return &Error{Code: Failed, Message: fmt.Sprintf("the daemon gave no answer within %v", timeout)}
 }
 
-func gone() *Error {
-	return &Error{Code: Failed, Message: "the daemon went away before it had answered", Hint: "look at its log"}
+// errLost is wrapped by the error of a request whose answer did not come through.
+var errLost = errors.New("answer lost")
+
+func gone() error {
+	return &lost{&Error{Code: Failed, Message: "the daemon went away before it had answered", Hint: "look at its log"}}
 }
+
+// lost is an *Error and errLost.
+type lost struct{ answer *Error }
+
+func (l *lost) Error() string { return l.answer.Error() }
+
+func (l *lost) Unwrap() []error { return []error{l.answer, errLost} }

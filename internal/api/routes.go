@@ -26,14 +26,16 @@ func routes() []route {
 		{"status", http.MethodGet, "/v1/status", look, read(status)},
 		{"sessions", http.MethodGet, "/v1/sessions", look, read(sessions)},
 		{"session show", http.MethodGet, "/v1/session/show", look, read(sessionShow, "id")},
-		{"session kill", http.MethodPost, "/v1/session/kill", administer, write(sessionKill)},
-		{"invite", http.MethodPost, "/v1/invite", administer, write(invite)},
+		{"session kill", http.MethodPost, "/v1/session/kill", administer, once(write(sessionKill))},
+		{"invite", http.MethodPost, "/v1/invite", administer, once(write(invite))},
 		{"node list", http.MethodGet, "/v1/node/list", look, read(nodeList)},
-		{"node revoke", http.MethodPost, "/v1/node/revoke", administer, write(nodeRevoke)},
-		{"join", http.MethodPost, "/v1/join", administer, write(join)},
+		{"node revoke", http.MethodPost, "/v1/node/revoke", administer, once(write(nodeRevoke))},
+		{"join", http.MethodPost, "/v1/join", administer, once(write(join))},
 		{"up", http.MethodPost, "/v1/up", use, write(up)},
-		{"down", http.MethodPost, "/v1/down", use, write(down)},
-		{"leave", http.MethodPost, "/v1/leave", administer, write(leave)},
+		{"down", http.MethodPost, "/v1/down", use, once(write(down))},
+		{"leave", http.MethodPost, "/v1/leave", administer, once(write(leave))},
+		{"suspend", http.MethodPost, "/v1/suspend", use, once(write(suspend))},
+		{"resume", http.MethodPost, "/v1/resume", use, once(write(resume))},
 		{"events", http.MethodGet, "/v1/events", look, (*server).events},
 	}
 }
@@ -117,6 +119,20 @@ func leave(ctx context.Context, m Manager, req TunnelRequest) (done, error) {
 		return done{}, missing("tunnel")
 	}
 	return done{}, m.Leave(ctx, req.Tunnel)
+}
+
+func suspend(ctx context.Context, m Manager, req TunnelRequest) (done, error) {
+	if req.Tunnel == "" {
+		return done{}, missing("tunnel")
+	}
+	return done{}, m.Suspend(ctx, req.Tunnel)
+}
+
+func resume(ctx context.Context, m Manager, req TunnelRequest) (done, error) {
+	if req.Tunnel == "" {
+		return done{}, missing("tunnel")
+	}
+	return done{}, m.Resume(ctx, req.Tunnel)
 }
 
 // CheckPrefix says what is wrong with a prefix that somebody wrote: that it is

@@ -15,6 +15,8 @@ var classes = map[string]class{
 	"events":       look,
 	"up":           use,
 	"down":         use,
+	"suspend":      use,
+	"resume":       use,
 	"session kill": administer,
 	"invite":       administer,
 	"node revoke":  administer,

@@ -44,6 +44,8 @@ type server struct {
 	identify func(net.Conn) (peer, error) // peerOf; tests have other connections
 	guard    guard
 	routes   map[string]route // by path
+	answers  *answers         // of requests that must not be done twice
+	life     context.Context  // ends with serve
 	streams  chan struct{}    // one token for each reader of events
 	refused  rate.Sometimes   // bounds the log lines that a refused caller can cause
 
@@ -59,6 +61,8 @@ func newServer(m Manager, log *slog.Logger) *server {
 		identify: peerOf,
 		guard:    newGuard(),
 		routes:   make(map[string]route),
+		answers:  newAnswers(),
+		life:     context.Background(),
 		streams:  make(chan struct{}, maxStreams),
 		refused:  rate.Sometimes{First: 8, Interval: time.Second},
 	}
@@ -79,6 +83,7 @@ func Serve(ctx context.Context, l net.Listener, m Manager, log *slog.Logger) err
 func (s *server) serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.life = ctx
 	srv := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: headerTimeout,
@@ -131,6 +136,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.running.Done()
+	w.Header().Set(headerEpoch, s.answers.epoch.String())
 	p := peerFrom(r.Context())
 	rt, ok := s.routes[r.URL.Path]
 	switch {

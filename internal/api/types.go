@@ -26,6 +26,10 @@ type Manager interface {
 	Up(ctx context.Context, tunnel string, wait time.Duration) (Tunnel, error)
 	Down(ctx context.Context, tunnel string) error
 	Leave(ctx context.Context, tunnel string) error
+	// Suspend holds a tunnel's session, also over restarts, until Resume:
+	// everything is kept, nothing passes.
+	Suspend(ctx context.Context, tunnel string) error
+	Resume(ctx context.Context, tunnel string) error
 
 	// Events returns the remembered events and, with follow, a channel with
 	// those after them, closed when ctx ends or the reader falls behind.
@@ -97,6 +101,10 @@ type Tunnel struct {
 	// LastError is why the tunnel is not up, or was not at the last try.
 	LastError *string `json:"last_error"`
 	Enabled   bool    `json:"enabled"` // false after `down`
+	// ExpiresAt is the earliest end of the session that is known, if nothing
+	// moves it.
+	ExpiresAt *time.Time `json:"expires_at"`
+	Held      bool       `json:"held"` // by `suspend`, until `resume`
 }
 
 // Network is one network this gateway offers.
@@ -201,7 +209,7 @@ type Node struct {
 	ExpiresAt *time.Time     `json:"expires_at"` // of the invite, or of the certificate
 }
 
-// TunnelRequest names the tunnel that `down` and `leave` are about.
+// TunnelRequest names the tunnel that `down`, `leave`, `suspend` and `resume` are about.
 type TunnelRequest struct {
 	Tunnel string `json:"tunnel"`
 }

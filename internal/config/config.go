@@ -71,6 +71,11 @@ type Timers struct {
 	Misses  int
 	Grace   time.Duration
 	Cooloff time.Duration
+
+	// What ends a session whatever its ends do; zero: nothing does.
+	Idle     time.Duration // without an inner packet in either direction
+	Absolute time.Duration // from its beginning, over all resumes and restarts
+	Reauth   time.Duration // since the node proved last who it is
 }
 
 // Tunnel is what a node dials.
@@ -88,13 +93,17 @@ type Tunnel struct {
 type Data struct {
 	Engine string // "reference"
 	MTU    int    // of the inside, in octets
+
+	// How often a node changes the keys of what it dialled.
+	Rekey  time.Duration // of the data
+	Redial time.Duration // of control, by a new transport beside the old one
 }
 
 // Default returns what stands where the file says nothing.
 func Default() Config {
 	return Config{
 		Node: Node{StateDir: "/var/lib/tunneld", Socket: "/run/tunneld/tunneld.sock"},
-		Data: Data{Engine: EngineReference, MTU: 1420},
+		Data: Data{Engine: EngineReference, MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
 	}
 }
 
@@ -162,6 +171,8 @@ func (d *decoder) config(top *table) Config {
 	if t := top.table("data"); t != nil {
 		t.text("engine", &c.Data.Engine)
 		t.integer("mtu", &c.Data.MTU)
+		t.duration("rekey", &c.Data.Rekey)
+		t.duration("redial", &c.Data.Redial)
 		t.end()
 	}
 	top.end()
@@ -180,6 +191,9 @@ func network(t *table) Network {
 		t.integer("misses", &n.Timers.Misses)
 		t.duration("grace", &n.Timers.Grace)
 		t.duration("cooloff", &n.Timers.Cooloff)
+		t.duration("idle", &n.Timers.Idle)
+		t.duration("absolute", &n.Timers.Absolute)
+		t.duration("reauth", &n.Timers.Reauth)
 		t.end()
 	}
 	t.end()
@@ -206,9 +220,9 @@ var sections = map[string][]string{
 	"[node]":           {"name", "state_dir", "socket"},
 	"[gateway]":        {"listen", "public"},
 	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "timers"},
-	"[network.timers]": {"hello", "misses", "grace", "cooloff"},
+	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth"},
 	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},
-	"[data]":           {"engine", "mtu"},
+	"[data]":           {"engine", "mtu", "rekey", "redial"},
 }
 
 // home returns the section in which key is at home, if there is exactly one.

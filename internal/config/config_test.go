@@ -79,7 +79,7 @@ gateways = ["192.0.2.1:443"]
 			Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute},
 		}},
 		Tunnels: []Tunnel{{Name: "home", Gateways: []string{"192.0.2.1:443"}, Network: "home", Auto: true}},
-		Data:    Data{Engine: "reference", MTU: 1420},
+		Data:    Data{Engine: "reference", MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
 		file:    "test.toml",
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -106,7 +106,7 @@ func TestEveryKey(t *testing.T) {
 			{
 				Name: "office", Pools: prefixes("10.77.0.0/16", "fd77::/64"), Routes: prefixes("10.20.0.0/16", "0.0.0.0/0"),
 				Interface: "tun-office", Masquerade: true,
-				Timers: Timers{Hello: 500 * time.Millisecond, Misses: 4, Grace: time.Hour, Cooloff: time.Minute},
+				Timers: Timers{Hello: 500 * time.Millisecond, Misses: 4, Grace: time.Hour, Cooloff: time.Minute, Idle: 30 * time.Minute, Absolute: 12 * time.Hour, Reauth: 15 * time.Minute},
 			},
 			{Name: "lab", Pools: prefixes("10.78.0.0/24"), Timers: DefaultTimers()},
 		},
@@ -117,7 +117,7 @@ func TestEveryKey(t *testing.T) {
 			},
 			{Name: "none", Gateways: []string{"[2001:db8::2]:443"}, Network: "none", Auto: true, AcceptRoutes: []netip.Prefix{}},
 		},
-		Data: Data{Engine: "reference", MTU: 1380},
+		Data: Data{Engine: "reference", MTU: 1380, Rekey: 30 * time.Minute, Redial: 2 * time.Hour},
 		file: "test.toml",
 	}
 	if !reflect.DeepEqual(got, want) {

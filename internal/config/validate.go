@@ -273,12 +273,34 @@ func (d *decoder) timers(path string, t Timers) {
 	d.between(join(path, "hello"), t.Hello, 100*time.Millisecond, time.Hour)
 	d.between(join(path, "cooloff"), t.Cooloff, time.Second, 30*24*time.Hour)
 	d.between(join(path, "grace"), t.Grace, 100*time.Millisecond, 366*24*time.Hour)
+	d.lifetimes(path, t)
 	if t.Misses < 1 || t.Misses > 100 {
 		d.problem(join(path, "misses"), "%d is out of range: write a number from 1 to 100", t.Misses)
 		return
 	}
 	if silence := t.Hello * time.Duration(t.Misses); t.Grace < silence && t.Hello <= time.Hour {
 		d.problem(join(path, "grace"), "%s is shorter than hello times misses, %s: a session would end before its loss is noticed; write at least \"%s\"", short(t.Grace), short(silence), short(silence))
+	}
+}
+
+// lifetimes checks what ends sessions. Less than a second would end them before
+// they were of use, and seconds are what nodes are told.
+func (d *decoder) lifetimes(path string, t Timers) {
+	for _, l := range []struct {
+		key string
+		v   time.Duration
+	}{{"idle", t.Idle}, {"absolute", t.Absolute}, {"reauth", t.Reauth}} {
+		here := join(path, l.key)
+		switch {
+		case l.v == 0: // none
+		case l.v > 0 && l.v%time.Second != 0:
+			d.problem(here, "%s is no whole number of seconds: write \"%s\"", short(l.v), short(max(time.Second, l.v.Round(time.Second))))
+		default:
+			d.between(here, l.v, time.Second, 366*24*time.Hour)
+		}
+	}
+	if t.Reauth > 0 && t.Absolute > 0 && t.Reauth >= t.Absolute {
+		d.problem(join(path, "reauth"), "%s is no shorter than absolute, %s: the session ends before anybody has to prove anything again; write less, or remove the key", short(t.Reauth), short(t.Absolute))
 	}
 }
 
@@ -346,6 +368,8 @@ func (d *decoder) data(c *Config) {
 	default:
 		d.problem("data.engine", "%q is no engine: write %q, or remove the key", c.Data.Engine, EngineReference)
 	}
+	d.between("data.rekey", c.Data.Rekey, time.Second, 24*time.Hour)
+	d.between("data.redial", c.Data.Redial, time.Second, 24*time.Hour)
 	least, why := minMTU4, ""
 	for _, n := range c.Networks {
 		for _, p := range n.Pools {

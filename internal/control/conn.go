@@ -68,6 +68,7 @@ type Conn struct {
 	// Of Run's goroutine alone.
 	m          *Machine
 	transports map[TransportID]*transport
+	lingering  map[TransportID]*transport // replaced, and not closed yet
 	timers     [numTimers]armed
 	wg         sync.WaitGroup
 }
@@ -191,6 +192,9 @@ func (c *Conn) take(in input) {
 			c.step(Expired{t.kind, time.Now()})
 		}
 	default:
+		if d, ok := in.ev.(Detached); ok {
+			c.settle(d.Transport)
+		}
 		c.step(in.ev)
 	}
 	c.look()
@@ -253,6 +257,8 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 		case AskSign:
 			cert, refusal := c.h.Sign(a)
 			answer = Signed{a.RequestID, cert, refusal}
+		case AskArm:
+			answer = c.askArm(a)
 		default:
 			c.h.Notify(a)
 		}
@@ -291,9 +297,13 @@ func (c *Conn) drop(id TransportID, err error) {
 		c.log.Debug("transport dropped", event.KeyErr, err)
 	}
 	t.cut = true
+	delete(c.transports, id)
+	if errors.Is(err, errReplaced) && c.m.cfg.Role == Initiator {
+		c.linger(t)
+		return
+	}
 	t.last = time.AfterFunc(writeTimeout, func() { t.nc.Close() })
 	close(t.queue)
-	delete(c.transports, id)
 }
 
 // cutAll takes every transport from the machine and closes it.
@@ -301,6 +311,9 @@ func (c *Conn) cutAll(err error) {
 	for id := range c.transports {
 		c.step(Detached{id, time.Now(), err})
 		c.drop(id, err)
+	}
+	for id := range c.lingering {
+		c.settle(id)
 	}
 	c.look()
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"crypto/mlkem"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -80,10 +81,10 @@ var situations = []situation{
 // What arrives, on the transport in use ("cur:"), on the one being set up
 // ("new:") and on one that was given up ("gone:"), and what else happens.
 const (
-	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP unknown malformed lost"
+	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN unknown malformed lost"
 	onCur    = "SCCRQ SCCRP SCCCN StopCCN ahead repeat false-ack other-header " + anywhere
 	onNew    = "SCCRQ SCCRQ-version SCCRQ-kind SCCRQ-denied SCCRP SCCRP-version SCCRP-header SCCRP-proof SCCCN SCCCN-header StopCCN-retry StopCCN-reconnect StopCCN-give-up " + anywhere
-	local    = "setup hello grace attach open close stop routes trouble renew save-failed authorized granted set-up signed"
+	local    = "setup hello grace attach open close stop routes hold lifetime trouble renew rekey confirm unconfirmed save-failed authorized granted set-up signed armed"
 )
 
 // on puts a prefix before each word.
@@ -132,7 +133,7 @@ var (
 	toInitiator  = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCCN new:SCCCN-header new:SCCRP-header"
 	toRequested  = strayInSetup + " new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN new:SCCCN-header"
 	toConnecting = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN-header"
-	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed" // means nothing in any state
+	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed confirm unconfirmed" // means nothing in any state
 	both         = []Role{Initiator, Responder}
 )
 
@@ -172,7 +173,7 @@ func connectionRows() (rows []row) {
 		up := "established " + beside
 		add(r, up, "cur:HELLO cur:repeat", "", "arm:hello send:ACK@1")
 		add(r, up, "cur:ACK cur:FSR", "", "arm:hello")
-		add(r, up, "cur:ICRP cur:ICCN", "", "arm:hello save send:CDN/16@1 arm:hello SessionDown/16")
+		add(r, up, "cur:ICRP cur:ICCN cur:KRP cur:KCN", "", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
 		add(r, up, "cur:CDN", "", "arm:hello arm:hello SessionDown/3 save send:ACK@1")
 		add(r, up, "cur:WEN", "", "arm:hello TroubleReported")
 		add(r, up, "cur:FSQ", "", "arm:hello send:FSR@1")
@@ -180,7 +181,7 @@ func connectionRows() (rows []row) {
 		add(r, up, "cur:ahead", "suspended", "arm:hello "+lost+" save")
 		add(r, up, "cur:lost", "suspended", lost+" save")
 		add(r, up, "hello", "", "send:HELLO@1 arm:hello")
-		add(r, up, "close", "", "save send:CDN/3@1 arm:hello SessionDown/3")
+		add(r, up, "close", "", "arm:hello SessionDown/3 save send:CDN/3@1")
 		add(r, up, "trouble", "", "send:WEN@1")
 		add(r, "established", "save-failed", "suspended", lost)
 
@@ -198,7 +199,10 @@ func connectionRows() (rows []row) {
 	add(i, "established established+", "cur:SLI", "", "arm:hello RoutesChanged save send:ACK@1")
 	add(i, "established established+", "cur:CRP", "", "arm:hello CertificateRenewed save send:ACK@1")
 	add(i, "established established+", "open", "", "save send:ICRQ@1")
-	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "routes", "", nothing) // the gateway's to change
+	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "routes lifetime", "", nothing) // the gateway's to change
+	add(i, "established established+", "hold", "", "save send:SLI@1")
+	add(i, "suspended suspended+", "hold", "", "save") // kept until a resume brings it over
+	add(i, "idle wait-ctl-reply closed", "hold", "", nothing)
 	add(i, "established established+", "renew", "", "save send:CRQ@1")
 	add(i, "suspended suspended+", "close", "", "SessionDown/3 save")
 	add(i, "idle wait-ctl-reply suspended suspended+ closed", "open", "", "SessionRefused/1")
@@ -240,13 +244,20 @@ func connectionRows() (rows []row) {
 	add(i, "suspended+", "stop", "closed", "send:StopCCN/6@2 SessionDown/6 forget drop@2"+over+"/6")
 	add(i, "suspended+", "grace", "closed", "SessionDown/1.12 forget drop@2"+over+"/1.12")
 
+	add(i, "established established+", "cur:KRQ", "", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
+	add(i, "established established+", "rekey", "", "save send:KRQ@1")
+	add(i, "idle wait-ctl-reply suspended suspended+ closed", "rekey", "", nothing)
+
 	g := Responder
+	add(g, "established established+ established++", "cur:KRQ", "", "arm:hello RekeyFailed/2.25 save send:KRP/2.25@1") // the share is 0
+	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "rekey", "", nothing)
 	add(g, "established established+ established++", "cur:ICRQ", "", "arm:hello ask:session ask:setup save send:ICRP@1")
-	add(g, "established established+ established++", "cur:SLI", "", "arm:hello save send:CDN/2@1 arm:hello SessionDown/2")
+	add(g, "established established+ established++", "cur:SLI", "", "arm:hello arm:hello SessionDown/2 save send:CDN/2@1")
 	add(g, "established established+ established++", "cur:CRQ", "", "arm:hello ask:sign save send:CRP@1")
-	add(g, "established established+ established++", "routes", "", "save send:SLI@1")
-	add(g, "suspended suspended+ suspended++", "routes", "", "save") // kept until a resume brings them over
-	add(g, "idle idle+ wait-ctl-conn closed", "routes", "", nothing)
+	add(g, "established established+ established++", "routes lifetime", "", "save send:SLI@1")
+	add(g, "suspended suspended+ suspended++", "routes lifetime", "", "save") // kept until a resume brings them over
+	add(g, "idle idle+ wait-ctl-conn closed", "routes lifetime", "", nothing)
+	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "hold", "", nothing) // the node's to ask for
 	add(g, "suspended suspended+ suspended++", "close", "", "SessionDown/3 save")
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "open", "", "SessionRefused/1")
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "renew", "", "CertificateRenewed")
@@ -413,10 +424,22 @@ func (p *pair) locally(s *side, event string) {
 		s.step(Stop{wire.Result{Code: wire.StopShuttingDown}})
 	case "routes":
 		s.step(ChangeRoutes{id, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}})
+	case "hold":
+		s.step(HoldSession{id, true})
+	case "lifetime":
+		s.step(ChangeLifetime{id, wire.Lifetime{Idle: time.Minute}})
 	case "trouble":
 		s.step(ReportTrouble{LocalID: id})
 	case "renew":
 		s.step(RenewCertificate{session.NewID(), []byte("csr")})
+	case "rekey":
+		s.step(StartRekey{id})
+	case "confirm":
+		s.step(ConfirmRekey{id, s.epoch() + 1})
+	case "unconfirmed":
+		s.step(FailRekey{id, s.epoch() + 1, wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseUnconfirmed}})
+	case "armed":
+		s.step(Armed{LocalID: id})
 	case "save-failed":
 		s.step(SaveFailed{errors.New("disk is full")})
 	case "authorized":
@@ -568,6 +591,12 @@ func aboutSession(t *testing.T, what string, s Session) wire.Message {
 		return &wire.SLI{LocalID: s.RemoteID, RemoteID: s.LocalID, HasRoutes: true}
 	case "WEN":
 		return &wire.WEN{LocalID: s.RemoteID, RemoteID: s.LocalID}
+	case "KRQ":
+		return &wire.KeyRequest{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1, EncapsulationKey: make([]byte, mlkem.EncapsulationKeySize768)}
+	case "KRP":
+		return &wire.KeyReply{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1, KeyShare: [32]byte{9}, Ciphertext: make([]byte, mlkem.CiphertextSize768)}
+	case "KCN":
+		return &wire.KeyChanged{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1}
 	case "FSQ":
 		return &wire.FSQ{Sessions: []wire.SessionPair{{LocalID: s.RemoteID, RemoteID: s.LocalID}}}
 	case "FSR":

@@ -177,6 +177,8 @@ type Grant struct {
 	Routes     []netip.Prefix // for the node to send here
 	MTU        uint16
 	Timers     wire.Timers
+	Lifetime   wire.Lifetime
+	Began      time.Time // wall clock
 }
 
 // Timer names a timer of the machine. Arming one that runs starts it anew.
@@ -298,15 +300,6 @@ type (
 		Err    error
 	}
 )
-
-// isNotice reports whether a only tells what happened.
-func isNotice(a Action) bool {
-	switch a.(type) {
-	case Opened, Resumed, AttemptFailed, WasSuspended, SessionUp, SessionDown, SessionRefused, RoutesChanged, TroubleReported, CertificateRenewed, Cloned, Ended:
-		return true
-	}
-	return false
-}
 
 func (Send) action()               {}
 func (Save) action()               {}

@@ -43,7 +43,7 @@ func (v *invariants) step(ev Event, actions []Action) {
 			done = !v.s.lost // what follows a Save that fails is not done
 		case Send:
 			sent = sent || a.Packet.Message.Type() != wire.TypeStopCCN
-		case AskAuthorize, AskSession, AskSetUp, AskSign:
+		case AskAuthorize, AskSession, AskSetUp, AskSign, AskArm:
 			asked = true
 		case SessionUp:
 			v.up[a.Session.ID] += count[done]
@@ -155,8 +155,11 @@ func FuzzMachine(f *testing.F) {
 				if how&4 == 0 {
 					yes = nil
 				}
-				s.deny, s.refuse, s.broken = yes, yes, yes
-			case 7, 8:
+				s.deny, s.refuse, s.broken, s.unarmed = yes, yes, yes, yes
+			case 7, 8: // the highest choose a change of keys, which must get far for that
+				if how >= 250 {
+					p.node.step(StartRekey{p.node.firstID()})
+				}
 				p.misfortune(s, events[(int(what)/10*256+int(how)/2)%len(events)])
 			case 9:
 				p.forge(s, how)

@@ -75,10 +75,12 @@ type Machine struct {
 
 	rec      Record // Sessions and Unacked apart, what Save writes
 	sessions []*Session
+	exchange *exchange // of the open AskArm
 
 	unsent    uint16 // while suspended: messages from this Ns on were never sent
 	silent    int    // hello intervals without a word from the peer
 	restarted bool   // this machine was restored and not yet resumed
+	behind    int    // attempts to resume in a row whose cursor was behind
 
 	// Of the present step.
 	out    []Action
@@ -126,7 +128,9 @@ func Restore(cfg Config, rec *Record) *Machine {
 	m := &Machine{cfg: cfg, rec: *rec, state: session.Suspended, unsent: rec.Ns, restarted: true}
 	m.rec.Sessions = nil
 	for _, s := range rec.Sessions {
-		m.sessions = append(m.sessions, &s)
+		if s.State != session.WaitReply { // its key proof is of a transport that is gone: begins anew, as after lose
+			m.sessions = append(m.sessions, &s)
+		}
 	}
 	return m
 }
@@ -240,7 +244,17 @@ func (m *Machine) dispatch(ev Event) {
 		m.reportTrouble(ev)
 	case RenewCertificate:
 		m.renew(ev)
-	case Authorized, Granted, SetUp, Signed:
+	case HoldSession:
+		m.holdSession(ev)
+	case ChangeLifetime:
+		m.changeLifetime(ev)
+	case StartRekey:
+		m.startRekey(ev)
+	case ConfirmRekey:
+		m.confirmRekey(ev)
+	case FailRekey:
+		m.failRekey(ev)
+	case Authorized, Granted, SetUp, Signed, Armed:
 		m.answered(ev)
 	}
 }
@@ -258,6 +272,8 @@ func (m *Machine) answered(ev Event) {
 		m.granted(ev)
 	case SetUp:
 		m.setUp(ev)
+	case Armed:
+		m.armed(ev)
 	case Signed:
 		m.send(&wire.CertReply{RequestID: ev.RequestID, Certificate: ev.Certificate, Result: ev.Refusal})
 	}
@@ -419,6 +435,12 @@ func (m *Machine) message(p *wire.Packet) {
 		m.certRequest(p, msg)
 	case *wire.CertReply:
 		m.certReply(p, msg)
+	case *wire.KeyRequest:
+		m.keyRequest(msg)
+	case *wire.KeyReply:
+		m.keyReply(msg)
+	case *wire.KeyChanged:
+		m.keyChanged(msg)
 	default: // SCCRQ, SCCRP, SCCCN: RFC 3931, section 7.2
 		m.wrong(p, "connection is established")
 	}
@@ -530,21 +552,22 @@ func (m *Machine) lose(err error) {
 }
 
 // saveFailed gives up every transport: nothing may be said to the peer that is
-// not on disk. The record is saved with the next resume. Notices that followed
-// the Save are given again: what they tell of has happened to this machine.
+// not on disk. The record is saved with the next resume. What followed the Save
+// is given again, all but what the peer would have heard: it has happened to
+// this machine, and transports and timers have to follow.
 func (m *Machine) saveFailed(ev SaveFailed) {
-	if d, ok := errors.AsType[*Denied](ev.Err); ok {
-		m.dirty = false
-		m.stop(d.Result, ev.Err)
-		return
-	}
 	saved := false
 	for _, a := range m.last {
 		if _, ok := a.(Save); ok {
 			saved = true
-		} else if saved && isNotice(a) {
+		} else if _, said := a.(Send); saved && !said {
 			m.do(a)
 		}
+	}
+	if d, ok := errors.AsType[*Denied](ev.Err); ok {
+		m.dirty = false
+		m.stop(d.Result, ev.Err)
+		return
 	}
 	res := wire.Result{Code: wire.StopGeneral, Cause: wire.CauseStore}
 	if m.next != nil {

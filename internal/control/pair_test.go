@@ -32,11 +32,13 @@ type side struct {
 	cfg           Config
 	saved         *Record // as on disk; nil: none
 	lost          bool    // the next Save fails
+	denied        *Denied // so does it, for good
 	notices       []string
 	peerRestarted bool         // said by the last Resumed
 	deny          *wire.Result // of Authorize
 	refuse        *wire.Result // of Grant
 	broken        *wire.Result // of SetUp
+	unarmed       *wire.Result // of AskArm
 	key           secret.Value // the gateway's
 	public        [32]byte
 	given         []Session // by SetUp
@@ -45,6 +47,8 @@ type side struct {
 	armed         map[Timer]time.Duration
 	trace         []string              // of every action, as brief writes it
 	watch         func(Event, []Action) // sees each step before its actions are done
+
+	life wire.Lifetime // of Grant
 }
 
 func newKey(t *testing.T) (secret.Value, [32]byte) {
@@ -81,7 +85,9 @@ func (s *side) step(ev Event) {
 			s.trace = append(s.trace, brief(a))
 			switch a := a.(type) {
 			case Save:
-				if s.lost {
+				if s.denied != nil {
+					answer = SaveFailed{s.denied}
+				} else if s.lost {
 					s.lost = false
 					answer = SaveFailed{errors.New("disk is full")}
 				} else {
@@ -110,6 +116,8 @@ func (s *side) step(ev Event) {
 			case AskSetUp:
 				s.given = append(s.given, a.Session)
 				answer = SetUp{a.Session.LocalID, s.broken}
+			case AskArm:
+				answer = Armed{a.Session.LocalID, s.unarmed}
 			case AskSign:
 				answer = Signed{a.RequestID, append([]byte("signed "), a.CSR...), nil}
 			case Resumed:
@@ -132,7 +140,7 @@ func (s *side) grant() Grant {
 		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("fd77::2")},
 		Peers:     []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("fd77::1")},
 		Routes:    []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, MTU: 1420,
-		Timers: wire.Timers{Hello: 5 * time.Second, Misses: 4, Grace: time.Hour},
+		Timers: wire.Timers{Hello: 5 * time.Second, Misses: 4, Grace: time.Hour}, Lifetime: s.life,
 	}
 }
 

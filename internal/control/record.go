@@ -45,8 +45,12 @@ type Session struct {
 	PrivateKey   secret.Value // ours for this session; a gateway's is its network's and not kept here
 	PublicKey    [32]byte     // ours
 	PeerKey      [32]byte
-	PresharedKey secret.Value
+	PresharedKey secret.Value // of KeyEpoch
 	KeyEpoch     uint32
+
+	// Of a change to the key epoch after that; see rekey.go.
+	OfferSecret      secret.Value // an initiator's, while its offer is not answered
+	NextPresharedKey secret.Value // while it is armed and not known to carry traffic
 
 	Addresses []netip.Addr   // the node's
 	Peers     []netip.Addr   // the gateway's
@@ -54,6 +58,8 @@ type Session struct {
 	Advertise []netip.Prefix // the gateway sends these to the node
 	MTU       uint16
 	Timers    wire.Timers
+
+	Life
 }
 
 // recordVersion is the version of the encoding below.
@@ -91,10 +97,13 @@ type (
 		PeerKey           [32]byte
 		PresharedKey      []byte
 		KeyEpoch          uint32
+		OfferSecret       []byte `json:",omitempty"`
+		NextPresharedKey  []byte `json:",omitempty"`
 		Addresses, Peers  []netip.Addr
 		Routes, Advertise []netip.Prefix
 		MTU               uint16
 		Timers            wire.Timers
+		Life
 	}
 )
 
@@ -117,8 +126,9 @@ func (r *Record) Encode() ([]byte, error) {
 		v.Sessions = append(v.Sessions, sessionV1{
 			ID: s.ID, LocalID: s.LocalID, RemoteID: s.RemoteID, State: s.State, Network: s.Network, Label: s.Label, Serial: s.Serial,
 			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
-			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch, Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers,
+			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch,
+			OfferSecret: s.OfferSecret.Reveal(), NextPresharedKey: s.NextPresharedKey.Reveal(), Addresses: s.Addresses, Peers: s.Peers,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, Life: s.Life,
 		})
 	}
 	return json.Marshal(v)
@@ -150,8 +160,9 @@ func DecodeRecord(b []byte) (*Record, error) {
 		r.Sessions = append(r.Sessions, Session{
 			ID: s.ID, LocalID: s.LocalID, RemoteID: s.RemoteID, State: s.State, Network: s.Network, Label: s.Label, Serial: s.Serial,
 			Resumes: s.Resumes, PrivateKey: secret.New(s.PrivateKey), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
-			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch, Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers,
+			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch,
+			OfferSecret: secret.New(s.OfferSecret), NextPresharedKey: secret.New(s.NextPresharedKey), Addresses: s.Addresses, Peers: s.Peers,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, Life: s.Life,
 		})
 	}
 	return r, nil

@@ -49,6 +49,8 @@ func fill(t *testing.T, v reflect.Value, n *byte) {
 		for i := range v.Len() {
 			fill(t, v.Index(i), n)
 		}
+	case reflect.Bool:
+		v.SetBool(true)
 	case reflect.String:
 		v.SetString(fmt.Sprintf("text %d", *n))
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
@@ -68,7 +70,7 @@ func reveal(r *Record) string {
 		fmt.Fprintf(&b, " %+v %T", *p, p.Message)
 	}
 	for _, s := range r.Sessions {
-		fmt.Fprintf(&b, " %x %x", s.PrivateKey.Reveal(), s.PresharedKey.Reveal())
+		fmt.Fprintf(&b, " %x %x %x %x", s.PrivateKey.Reveal(), s.PresharedKey.Reveal(), s.OfferSecret.Reveal(), s.NextPresharedKey.Reveal())
 	}
 	text := b.String()
 	for _, p := range r.Unacked { // pointers print as addresses

@@ -172,6 +172,7 @@ func (m *Machine) granted(ev Granted) {
 	}
 	s.ID, s.PublicKey, s.PrivateKey, s.PresharedKey = g.ID, g.PublicKey, g.PrivateKey, psk
 	s.Addresses, s.Peers, s.Routes, s.MTU, s.Timers = g.Addresses, g.Peers, g.Routes, g.MTU, g.Timers
+	s.Lifetime, s.Began = g.Lifetime, g.Began
 	m.ask(AskSetUp{*s})
 }
 
@@ -218,7 +219,7 @@ func (m *Machine) reply(s *Session) {
 		LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: wire.CircuitStatus{Active: true, New: true},
 		Session: s.ID, PublicKey: s.PublicKey, KeyEpoch: s.KeyEpoch,
 		KeyProof:  keyProof(shared, Responder, m.cur.binding, [2]uint32{s.RemoteID, s.LocalID}, s.PublicKey, append(s.ID[:], s.PeerKey[:]...)),
-		Addresses: s.Addresses, Peers: s.Peers, Routes: s.Routes, MTU: s.MTU, Timers: s.Timers,
+		Addresses: s.Addresses, Peers: s.Peers, Routes: s.Routes, MTU: s.MTU, Timers: s.Timers, Lifetime: s.Lifetime,
 	})
 }
 
@@ -257,6 +258,7 @@ func (m *Machine) takeGrant(s *Session, r *wire.ICRP) error {
 	}
 	s.RemoteID, s.ID, s.PeerKey, s.PresharedKey, s.KeyEpoch = r.LocalID, r.Session, r.PublicKey, psk, r.KeyEpoch
 	s.Addresses, s.Peers, s.Routes, s.MTU, s.Timers = r.Addresses, r.Peers, r.Routes, r.MTU, r.Timers
+	s.Lifetime = r.Lifetime
 	return nil
 }
 
@@ -283,11 +285,12 @@ func (m *Machine) cdn(c *wire.CDN) {
 
 // disconnect ends a session from this side.
 func (m *Machine) disconnect(s *Session, res wire.Result) {
-	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: res})
 	m.end(s, res, false)
+	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: res})
 }
 
-// end removes a session and says so once.
+// end removes a session and says so once, before anything is sent or saved: the
+// handler records the end with the Save that takes the session away.
 func (m *Machine) end(s *Session, res wire.Result, remote bool) {
 	waiting := s.State == session.WaitReply
 	down := SessionDown{m.view(s), res, remote}
@@ -305,23 +308,27 @@ func (m *Machine) closeSession(ev CloseSession) {
 	if s == nil {
 		return
 	}
-	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: ev.Result, Statistics: ev.Statistics})
 	m.end(s, ev.Result, false)
+	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: ev.Result, Statistics: ev.Statistics})
 }
 
-// sli takes a change in a live session: new routes, which only a gateway sets.
+// sli takes a change in a live session. Routes and deadlines are a gateway's to
+// set.
 func (m *Machine) sli(c *wire.SLI) {
 	s := m.named(c.LocalID, c.RemoteID)
-	if s == nil || s.State != session.Established || !c.HasRoutes {
+	if s == nil || s.State != session.Established {
 		return
 	}
-	if m.cfg.Role != Initiator {
-		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Text: "routes are the gateway's to set"})
+	if m.cfg.Role != Initiator && (c.HasRoutes || c.Lifetime != nil) {
+		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Text: "routes and deadlines are the gateway's to set"})
 		return
 	}
-	s.Routes = c.Routes
-	m.dirty = true
-	m.do(RoutesChanged{*s})
+	if c.HasRoutes {
+		s.Routes = c.Routes
+		m.dirty = true
+		m.do(RoutesChanged{*s})
+	}
+	m.lifeChanged(s, c)
 }
 
 func (m *Machine) changeRoutes(ev ChangeRoutes) {
@@ -330,20 +337,18 @@ func (m *Machine) changeRoutes(ev ChangeRoutes) {
 		return
 	}
 	s.Routes = ev.Routes
-	sli := &wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes}
-	if !m.supersede(sli) {
-		m.send(sli)
-	}
+	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes})
 }
 
 // supersede puts sli in the place of one for the same session that waits for a
 // resume and was never sent: a suspended connection keeps one for each session,
-// however often its routes change meanwhile.
+// however often it changes meanwhile.
 func (m *Machine) supersede(sli *wire.SLI) bool {
 	for i, p := range m.rec.Unacked {
 		old, ok := p.Message.(*wire.SLI)
 		if ok && old.LocalID == sli.LocalID && m.cur == nil && int16(p.Ns-m.unsent) >= 0 {
 			again := *p
+			merge(sli, old)
 			again.Message = sli
 			m.rec.Unacked[i] = &again
 			m.dirty = true

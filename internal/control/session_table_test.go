@@ -42,8 +42,8 @@ func sessionAt(n int) func(*testing.T) *pair {
 
 const (
 	sessionMessages = "ICRQ ICRQ-same ICRQ-pwtype ICRQ-proof ICRQ-refused ICRQ-broken ICRP ICRP-proof ICRP-broken ICRP-stranger ICCN ICCN-stranger " +
-		"CDN CDN-unnamed CDN-refusal CDN-stranger SLI SLI-status SLI-stranger WEN WEN-stranger FSQ FSQ-stranger FSR FSR-unknown"
-	sessionLocal = "open close routes trouble lost"
+		"CDN CDN-unnamed CDN-refusal CDN-stranger SLI SLI-status SLI-hold SLI-lifetime SLI-stranger WEN WEN-stranger FSQ FSQ-stranger FSR FSR-unknown"
+	sessionLocal = "open close routes hold lifetime trouble lost"
 )
 
 func sessionRows() (rows []row) {
@@ -67,18 +67,18 @@ func sessionRows() (rows []row) {
 		add(r, states, "WEN-stranger FSR", "", "arm:hello")
 		add(r, states, "FSQ FSQ-stranger", "", "arm:hello send:FSR@1")
 		add(r, but(states, "established"), "WEN FSR-unknown", "", "arm:hello")
-		add(r, but(states, "established"), "SLI", "", acked)
+		add(r, but(states, "established"), "SLI SLI-hold SLI-lifetime", "", acked)
 		add(r, but(states, "established"), "trouble", "", nothing)
 		add(r, "none", "ICCN CDN CDN-unnamed CDN-refusal", "", acked)
 		add(r, "none", "ICRP ICRP-proof ICRP-broken", "", wrong)
 		add(r, "none", "close", "", nothing)
 		add(r, "none established", "lost", "none>none established>suspended", lost+" save")
 
-		add(r, "established", "ICRP ICRP-proof ICRP-broken ICCN", "none", wrong+" arm:hello SessionDown/16")
+		add(r, "established", "ICRP ICRP-proof ICRP-broken ICCN", "none", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
 		add(r, "established", "CDN CDN-unnamed CDN-refusal", "none", "arm:hello arm:hello SessionDown/3 save send:ACK@1")
 		add(r, "established", "WEN", "", "arm:hello TroubleReported")
 		add(r, "established", "FSR-unknown", "none", "arm:hello arm:hello SessionDown/1.9 save") // silently: no CDN
-		add(r, "established", "close", "none", "save send:CDN/3@1 arm:hello SessionDown/3")
+		add(r, "established", "close", "none", "arm:hello SessionDown/3 save send:CDN/3@1")
 		add(r, "established", "trouble", "", "send:WEN@1")
 
 		add(r, "suspended", sessionMessages+" trouble lost", "", nothing)
@@ -89,35 +89,42 @@ func sessionRows() (rows []row) {
 	i := Initiator
 	add(i, live, "ICRQ ICRQ-same ICRQ-pwtype ICRQ-proof ICRQ-refused ICRQ-broken", "", wrong)
 	add(i, live, "open", "none>wait-reply", "save send:ICRQ@1")
-	add(i, live+" suspended", "routes", "", nothing)
+	add(i, live+" suspended", "routes lifetime", "", nothing)
+	add(i, "none wait-reply", "hold", "", nothing)
+	add(i, "established", "hold", "", "save send:SLI@1")
+	add(i, "suspended", "hold", "", "save")
 	add(i, "wait-reply", "ICRP", "established", "arm:hello ask:setup arm:hello save send:ICCN@1 SessionUp")
-	add(i, "wait-reply", "ICRP-proof", "none", "arm:hello save send:CDN/2.7@1 SessionRefused/2.7")
+	add(i, "wait-reply", "ICRP-proof", "none", "arm:hello SessionRefused/2.7 save send:CDN/2.7@1")
 	add(i, "wait-reply", "ICRP-broken", "none", "arm:hello ask:setup save send:CDN/2.15@1 SessionRefused/2.15")
-	add(i, "wait-reply", "ICCN", "none", wrong+" SessionRefused/16")
+	add(i, "wait-reply", "ICCN", "none", "arm:hello SessionRefused/16 save send:CDN/16@1")
 	add(i, "wait-reply", "CDN CDN-refusal", "none", "arm:hello SessionRefused/3 save send:ACK@1")
 	add(i, "wait-reply", "CDN-unnamed", "", acked) // by a name that was never told
-	add(i, "wait-reply", "close", "none", "save send:CDN/3@1 SessionRefused/3")
+	add(i, "wait-reply", "close", "none", "SessionRefused/3 save send:CDN/3@1")
 	add(i, "wait-reply", "lost", "none", "drop@1 disarm:hello arm:grace SessionRefused/1 WasSuspended save")
 	add(i, "established", "SLI", "", "arm:hello RoutesChanged save send:ACK@1")
+	add(i, "established", "SLI-lifetime", "", "arm:hello LifetimeChanged save send:ACK@1")
+	add(i, "established", "SLI-hold", "", acked) // the node's to ask for
 
 	g := Responder
 	add(g, "none", "ICRQ ICRQ-same", "wait-connect", "arm:hello ask:session ask:setup arm:hello save send:ICRP@1")
 	add(g, "wait-connect established", "ICRQ", "", "arm:hello ask:session ask:setup save send:ICRP@1") // another session
-	add(g, "wait-connect established", "ICRQ-same", "none", "arm:hello save send:CDN/2@1 arm:hello SessionDown/2")
+	add(g, "wait-connect established", "ICRQ-same", "none", "arm:hello arm:hello SessionDown/2 save send:CDN/2@1")
 	add(g, alive, "ICRQ-pwtype", "", "arm:hello save send:CDN/14@1")
 	add(g, alive, "ICRQ-proof", "", "arm:hello save send:CDN/2.7@1")
 	add(g, alive, "ICRQ-refused", "", "arm:hello ask:session save send:CDN/3.2@1")
 	add(g, alive, "ICRQ-broken", "", "arm:hello ask:session ask:setup save send:CDN/2.15@1 SessionDown/2.15")
 	add(g, alive, "open", "", "SessionRefused/1")
-	add(g, "none", "routes", "", nothing)
-	add(g, "wait-connect established", "routes", "", "save send:SLI@1")
-	add(g, "suspended", "routes", "", "save")
-	add(g, "wait-connect", "ICRP ICRP-proof ICRP-broken", "none", wrong+" arm:hello SessionDown/16")
+	add(g, "none", "routes lifetime", "", nothing)
+	add(g, "none wait-connect established suspended", "hold", "", nothing)
+	add(g, "wait-connect established", "routes lifetime", "", "save send:SLI@1")
+	add(g, "suspended", "routes lifetime", "", "save")
+	add(g, "wait-connect", "ICRP ICRP-proof ICRP-broken", "none", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
 	add(g, "wait-connect", "ICCN", "established", "arm:hello SessionUp save send:ACK@1")
 	add(g, "wait-connect", "CDN CDN-unnamed CDN-refusal", "none", "arm:hello arm:hello SessionDown/3 save send:ACK@1")
-	add(g, "wait-connect", "close", "none", "save send:CDN/3@1 arm:hello SessionDown/3")
+	add(g, "wait-connect", "close", "none", "arm:hello SessionDown/3 save send:CDN/3@1")
 	add(g, "wait-connect", "lost", "", lost+" save") // its ICRP is sent again after a resume
-	add(g, "established", "SLI", "none", "arm:hello save send:CDN/2@1 arm:hello SessionDown/2")
+	add(g, "established", "SLI-hold", "", "arm:hello HoldChanged save send:ACK@1")
+	add(g, "established", "SLI SLI-lifetime", "none", "arm:hello arm:hello SessionDown/2 save send:CDN/2@1")
 	return rows
 }
 
@@ -287,8 +294,13 @@ func (p *pair) sessionMessage(under *side, name, variant string) wire.Message {
 			m.LocalID = 0
 		}
 	case *wire.SLI:
-		if variant == "status" {
+		switch variant {
+		case "status":
 			m.HasRoutes, m.CircuitStatus = false, &wire.CircuitStatus{Active: true}
+		case "hold":
+			m.HasRoutes, m.CircuitStatus = false, &wire.CircuitStatus{}
+		case "lifetime":
+			m.HasRoutes, m.Lifetime = false, &wire.Lifetime{Reauth: time.Hour}
 		}
 	case *wire.FSR:
 		if variant == "unknown" {

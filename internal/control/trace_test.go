@@ -29,6 +29,10 @@ func brief(a Action) string {
 		return "ask:setup"
 	case AskSign:
 		return "ask:sign"
+	case AskArm:
+		return "ask:arm"
+	case RekeyFailed:
+		return "RekeyFailed" + codes(a.Result)
 	case Save:
 		return "save"
 	case Forget:
@@ -49,6 +53,10 @@ func resultOf(m wire.Message) string {
 		return codes(m.Result)
 	case *wire.CDN:
 		return codes(m.Result)
+	case *wire.KeyReply:
+		return codesOf(m.Result)
+	case *wire.KeyChanged:
+		return codesOf(m.Result)
 	}
 	return ""
 }

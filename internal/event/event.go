@@ -18,7 +18,12 @@ const (
 	SessionEstablished Kind = "session-established"
 	SessionSuspended   Kind = "session-suspended"
 	SessionResumed     Kind = "session-resumed"
+	SessionRekeyed     Kind = "session-rekeyed"
+	RekeyFailed        Kind = "rekey-failed"
 	SessionClosed      Kind = "session-closed"
+	SessionExpiring    Kind = "session-expiring" // one of its ends is near
+	SessionHeld        Kind = "session-held"     // by `tunnelctl suspend`
+	SessionReleased    Kind = "session-released" // by `tunnelctl resume`
 	SessionRefused     Kind = "session-refused"
 	EndpointMoved      Kind = "endpoint-moved"
 	RoutesChanged      Kind = "routes-changed"

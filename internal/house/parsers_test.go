@@ -32,6 +32,8 @@ var readers = []reader{
 	{"internal/control/carrier", "frames.scan", "FuzzFrames"},
 	{"internal/control/wire", "Parse", "FuzzParse"},
 	{"internal/control/wire", "ReadPacket", "FuzzReadPacket"},
+	{"internal/control/wire", "Splitter.Feed", "FuzzTrace"},
+	{"internal/control/wire", "blank", "FuzzTrace"},
 	{"internal/netlab", "parse", "FuzzParse"},
 	{"internal/tunnel/engine/reference", "hub.sort", "FuzzSort"},
 	{"internal/tunnel/engine/reference", "tally.find", "FuzzTally"},

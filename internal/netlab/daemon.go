@@ -159,6 +159,7 @@ type TunnelStatus struct {
 	Endpoint  string   `json:"endpoint"`
 	Interface string   `json:"interface"`
 	MTU       int      `json:"mtu"`
+	KeyEpoch  uint32   `json:"key_epoch"`
 	Resumes   uint64   `json:"resumes"`
 	RxBytes   uint64   `json:"rx_bytes"`
 	TxBytes   uint64   `json:"tx_bytes"`
@@ -172,6 +173,7 @@ type SessionStatus struct {
 	State     string   `json:"state"`
 	Addresses []string `json:"addresses"`
 	Endpoint  string   `json:"endpoint"`
+	KeyEpoch  uint32   `json:"key_epoch"`
 	Resumes   uint64   `json:"resumes"`
 	RxBytes   uint64   `json:"rx_bytes"`
 	TxBytes   uint64   `json:"tx_bytes"`

@@ -47,11 +47,14 @@ func (c countersV1) plus(st engine.Stats) countersV1 {
 // what was counted since the last time.
 func (m *Manager) saveCounters() {
 	live := map[session.ID]countersV1{}
+	now, wall := bootNow(), time.Now()
 	var gone []session.ID
 	m.mu.Lock()
 	for _, t := range m.tunnels {
 		if t.session != nil && t.dev != nil {
-			live[t.session.ID] = t.base.plus(statsOf(t.dev, t.session.ID))
+			c := t.base.plus(statsOf(t.dev, t.session.ID))
+			c.Ages = t.life.ages(now, wall)
+			live[t.session.ID] = c
 		}
 	}
 	gone, m.gone = m.gone, nil
@@ -59,7 +62,9 @@ func (m *Manager) saveCounters() {
 	if g := m.gateway; g != nil {
 		g.mu.Lock()
 		for id, mb := range g.members.byID {
-			live[id] = g.countersLocked(mb)
+			c := g.countersLocked(mb)
+			c.Ages = mb.life.ages(now, wall)
+			live[id] = c
 		}
 		gone = append(gone, g.gone...)
 		g.gone = nil

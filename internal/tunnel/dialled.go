@@ -36,6 +36,7 @@ type dialled struct {
 	state   session.State
 	since   time.Time
 	base    countersV1
+	life    life
 	refused []prefix // routes the gateway sent and accept_routes does not have
 
 	lastErr  error
@@ -45,7 +46,8 @@ type dialled struct {
 	broken   bool       // this host does not let it be set up
 	retryAt  time.Time  // not before, after a refusal
 	failures int
-	reported time.Time     // of a silent data path, last
+	reported time.Time // of a silent data path, last
+	keys     nodeKeys
 	changed  chan struct{} // closed and made anew at each change, for those who wait
 }
 
@@ -165,8 +167,8 @@ func (t *dialled) setUpLocked(s control.Session) error {
 	}
 	taken, refused := t.accept(&s)
 	err := t.dev.Add(engine.Session{
-		ID: s.ID, PeerKey: engine.PublicKey(s.PeerKey), PresharedKey: s.PresharedKey, Endpoint: t.saved.Endpoint,
-		Keepalive: keepalive, Gate: engine.Open, AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
+		ID: s.ID, PeerKey: engine.PublicKey(s.PeerKey), PresharedKey: s.ActiveKey(), Endpoint: t.saved.Endpoint,
+		Keepalive: keepalive, Gate: t.gate(), Deadline: t.life.deadline(), AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
 	})
 	if err != nil {
 		return fmt.Errorf("data plane: %w", err)
@@ -251,6 +253,7 @@ func (t *dialled) refusedLocked(res wire.Result, remote bool) {
 		t.lastErr = errors.New(res.Text) // our own words
 	}
 	t.givenUp = res.Cause.Advice() == wire.GiveUp
+	t.reproveLocked(res.Cause)
 	t.broken = !remote && res.Cause == wire.CauseLocal
 	t.failures++
 	t.retryAt = time.Now().Add(backoff(t.failures))

@@ -39,16 +39,18 @@ type gateway struct {
 	networks []*network
 	conns    map[uint32]*peerConn // by our connection id
 	members  *roster
-	seen     map[netip.Addr]int // addresses of live connections' transports
-	rests    []savedRest        // freed addresses that are not journalled yet
-	gone     []session.ID       // closed since the counters were last written
+	changing map[*member]*gatewayKeys // a next key is armed
+	seen     map[netip.Addr]int       // addresses of live connections' transports
+	finals   map[session.ID]*endedV1  // sessions that ended and are not recorded yet
+	rests    []savedRest              // freed addresses that are not journalled yet
+	gone     []session.ID             // closed since the counters were last written
 }
 
 // newGateway restores networks, sessions and connections from the store.
 func newGateway(m *Manager) (*gateway, error) {
 	g := &gateway{
 		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{},
-		members: newRoster(), seen: map[netip.Addr]int{},
+		members: newRoster(), finals: map[session.ID]*endedV1{}, seen: map[netip.Addr]int{},
 	}
 	var err error
 	if g.registry, err = auth.OpenRegistry(m.store); err != nil {
@@ -81,13 +83,18 @@ func (g *gateway) restore() error {
 	if err != nil {
 		return err
 	}
+	certificates, err := g.certificates()
+	if err != nil {
+		return err
+	}
 	for _, c := range saved {
 		if c.record.Role != control.Responder {
 			continue
 		}
-		p := &peerConn{g: g, id: c.record.LocalID, node: c.record.PeerName, nodeID: c.record.PeerID}
+		p := &peerConn{g: g, id: c.record.LocalID, node: c.record.PeerName, nodeID: c.record.PeerID, certTo: certificates[c.record.PeerID]}
 		remaining := graceLeft(c.record, time.Now())
 		for _, s := range c.record.Sessions {
+			p.journalled = append(p.journalled, s.ID)
 			n := g.network(s.Network)
 			if n == nil {
 				p.orphans = append(p.orphans, s.LocalID)
@@ -95,6 +102,7 @@ func (g *gateway) restore() error {
 			}
 			mb := g.newMember(n, p, s)
 			mb.base = counters[s.ID]
+			mb.restoreLife(remaining)
 			mb.state, mb.since = session.Suspended, time.Now()
 			if err := n.pool.Restore(mb.lease()); err != nil {
 				g.m.log.Warn("session not restored", event.KeySession, s.ID, event.KeyErr, err)
@@ -156,6 +164,7 @@ func (g *gateway) start(ctx context.Context) error {
 		g.launch(ctx, p)
 	}
 	g.m.chores.add("revoked", g.cutRevoked)
+	g.m.chores.add("trim", g.trim)
 	srv := &carrier.Server{
 		Identity: g.carrierIdentity, Handler: g, Log: g.m.log,
 		Limits: carrier.Limits{Known: g.known},
@@ -253,6 +262,7 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		control.Refuse(nc, q, noConnection(q))
 		return
 	}
+	p.certificateTo(peer.NotAfter)
 	g.seeTransport(c.RemoteAddr(), 1)
 	defer g.seeTransport(c.RemoteAddr(), -1)
 	gone, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first)

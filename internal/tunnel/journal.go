@@ -45,10 +45,12 @@ type (
 		Down      bool   // by `tunnelctl down`, remembered until `up`
 		Interface string // kept once it was chosen
 		Endpoint  netip.AddrPort
+		Held      bool // by `tunnelctl suspend`, remembered until `resume`
 	}
 	countersV1 struct {
 		Version          int
 		RxBytes, TxBytes uint64
+		Ages             *agesV1 `json:",omitempty"` // of a session that time ends
 	}
 )
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"tunneld/internal/auth"
@@ -37,7 +38,10 @@ type link struct {
 	failures int
 	running  bool
 	renewing *renewal
+	provenAt bootTime // when a transport came to carry the connection last; 0: not in this process
 	serial   uint32
+	renewAt  time.Time    // when a new transport is due; zero: not thought of yet
+	octets   atomic.Int64 // carried since the last transport took over
 }
 
 func newLink(m *Manager, gateways []string) *link {
@@ -94,6 +98,7 @@ func (m *Manager) restoreLinks() error {
 		for _, s := range c.record.Sessions {
 			if t := l.labelled(s.Label); t != nil && s.State == session.Established {
 				t.session, t.base = &s, counters[s.ID]
+				t.restoreLife(remaining)
 				t.state = session.Suspended
 			}
 		}
@@ -371,7 +376,7 @@ func (l *link) dialOne(ctx context.Context, address string) error {
 	l.m.mu.Lock()
 	l.lastErr, l.reached = nil, address
 	l.m.mu.Unlock()
-	nc := l.m.tracer.conn(c, true)
+	nc := counted{l.m.tracer.conn(c, true), &l.octets}
 	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, id, peer), nil)
 	if err != nil {
 		return err

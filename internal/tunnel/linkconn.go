@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"time"
 
 	"tunneld/internal/control"
 	"tunneld/internal/control/wire"
@@ -48,6 +49,8 @@ func (c *linkConn) SetUp(s control.Session) *wire.Result {
 	if t == nil || !t.wanted {
 		return &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseUser, Text: "the tunnel is not wanted any more"}
 	}
+	t.life = newLife(s.Lifetime, s.Timers.Grace, time.Time{})
+	t.life.proven = c.l.provenAt
 	if err := t.setUpLocked(s); err != nil {
 		m.log.Error("session not set up", event.KeyTunnel, t.cfg.Name, event.KeySession, s.ID, event.KeyErr, err)
 		t.closeLocked()
@@ -67,6 +70,8 @@ func (c *linkConn) Notify(a control.Action) {
 	switch a := a.(type) {
 	case control.Opened:
 		c.l.up, c.l.lastErr = true, nil
+		c.l.renewedTransportLocked()
+		c.l.provenLocked()
 	case control.SessionUp:
 		c.sessionUp(a.Session)
 	case control.SessionRefused:
@@ -78,6 +83,7 @@ func (c *linkConn) Notify(a control.Action) {
 	case control.WasSuspended:
 		c.l.up, c.l.lastErr = false, a.Err
 		c.setStates(session.Suspended, event.SessionSuspended, cause(a.Err))
+		c.l.graceLocked()
 	case control.Resumed:
 		c.resumed(a.PeerRestarted)
 	case control.AttemptFailed:
@@ -86,8 +92,14 @@ func (c *linkConn) Notify(a control.Action) {
 		if t := c.l.labelled(a.Session.Label); t != nil && t.dev != nil {
 			t.changeRoutesLocked(a.Session)
 		}
+	case control.LifetimeChanged:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.toldLocked(a.Session)
+		}
 	case control.CertificateRenewed:
 		c.l.renewed(a)
+	case control.KeyArmed, control.SessionRekeyed, control.RekeyFailed:
+		c.l.keyNoticeLocked(a)
 	case control.Ended:
 		c.ended(a)
 	}
@@ -99,7 +111,8 @@ func (c *linkConn) sessionUp(s control.Session) {
 	if t == nil || t.dev == nil {
 		return
 	}
-	t.session = &s
+	t.toldLocked(s)
+	c.l.holdLater()
 	t.lastErr, t.cause, t.denied, t.failures = nil, wire.CauseNone, false, 0
 	if err := t.dev.Handshake(s.ID, false); err != nil {
 		t.lastErr = err
@@ -132,6 +145,7 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 	if t.wanted {
 		t.lastErr, t.cause = errors.New(why), a.Result.Cause
 		t.givenUp = a.Result.Cause.Advice() == wire.GiveUp
+		t.reproveLocked(a.Result.Cause)
 	}
 	t.record(event.SessionClosed, a.Session.ID, why)
 }
@@ -140,6 +154,7 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 // handshake at once.
 func (c *linkConn) resumed(peerRestarted bool) {
 	c.l.up, c.l.lastErr = true, nil
+	c.l.renewedTransportLocked()
 	for _, t := range c.l.tunnels {
 		if t.session == nil || t.dev == nil {
 			continue
@@ -153,6 +168,7 @@ func (c *linkConn) resumed(peerRestarted bool) {
 		t.lastErr = nil
 	}
 	c.setStates(session.Established, event.SessionResumed, restartedCause(peerRestarted))
+	c.l.provenLocked()
 }
 
 // setStates follows the control connection with the states of its sessions.
@@ -176,7 +192,7 @@ func (c *linkConn) ended(a control.Ended) {
 	}
 	c.l.lastErr = why
 	for _, t := range c.l.tunnels {
-		if !t.wanted {
+		if !t.wanted || t.givenUp && !a.Remote { // the latter has a reason of its own
 			continue
 		}
 		t.lastErr, t.cause = why, a.Result.Cause

@@ -26,7 +26,7 @@ import (
 	"tunneld/internal/tunnel/host"
 )
 
-// Options are the parts a Manager joins. All but Trace and Listen are needed.
+// Options are the parts a Manager joins. All but Trace, Keys and Listen are needed.
 type Options struct {
 	Config  config.Config // of the file; the tunnels that join wrote are read from StateDir
 	Store   store.Store
@@ -37,6 +37,7 @@ type Options struct {
 	// Trace gets every control message, in the pcapng format (see wire.Trace);
 	// nil: no trace. It must not be slow: messages wait for it.
 	Trace io.Writer
+	Keys  KeyOptions
 	// Listen opens the gateway's TCP listener; nil: net.Listen. Only a test
 	// or a process that was handed one sets it.
 	Listen func(address string) (net.Listener, error)
@@ -53,6 +54,7 @@ type Manager struct {
 	version api.Version
 	listen  func(string) (net.Listener, error)
 	tracer  *tracer // nil: no trace
+	keys    keyPolicy
 
 	bootID  session.ID
 	journal *journal
@@ -81,6 +83,7 @@ func New(o Options) (*Manager, error) {
 	if m.listen == nil {
 		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
 	}
+	m.keys = newKeyPolicy(o)
 	if o.Trace != nil {
 		trace, err := wire.NewTrace(o.Trace)
 		if err != nil {
@@ -133,6 +136,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	m.wg.Go(func() { m.watch(ctx, changes, network) })
 	m.wg.Go(func() { m.tick(ctx) })
+	m.wg.Go(func() { m.watchLives(ctx) })
+	m.wg.Go(func() { m.watchKeys(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
 	close(m.ready)
 	m.log.Info("daemon started", event.KeyNode, m.cfg.Node.Name, event.KeyEvent, m.bootID)
@@ -229,13 +234,19 @@ func (m *Manager) watch(ctx context.Context, changes <-chan host.Change, before 
 // tickInterval is how often counters are written and data paths looked at.
 const tickInterval = 10 * time.Second
 
+// trimTicks is every how many ticks old records are forgotten.
+const trimTicks = 360
+
 // tick does what time alone demands.
 func (m *Manager) tick(ctx context.Context) {
 	t := time.NewTicker(tickInterval)
 	defer t.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-t.C:
+			if m.gateway != nil && n%trimTicks == 0 {
+				m.chores.add("trim", m.gateway.trim)
+			}
 			m.saveCounters()
 			m.reportSilence()
 			m.renewCertificates()

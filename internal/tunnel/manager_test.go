@@ -35,6 +35,7 @@ type daemon struct {
 	done   chan error
 	listen func(string) (net.Listener, error)
 	trace  io.Writer // nil: none
+	keys   KeyOptions
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -44,7 +45,7 @@ func (d *daemon) run() {
 	d.engine, d.host = &enginetest.Fake{}, hosttest.New()
 	d.engine.SetPort(40443)
 	m, err := New(Options{
-		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace,
+		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys,
 		Log: slog.New(slog.NewTextHandler(d.t.Output(), nil)).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {
@@ -404,5 +405,70 @@ func TestRoutesThatAreNotAccepted(t *testing.T) {
 	wait(t, "the new routes", func() bool { return len(node.tunnel().RefusedRoutes) == 3 })
 	if got := node.host.Routes("tnl0"); slices.Contains(got, public) || slices.Contains(got, lan) || !slices.Contains(got, netip.MustParsePrefix("10.50.0.0/24")) {
 		t.Errorf("routes = %v; want 10.50.0.0/24 and neither a public prefix nor one of the host's own", got)
+	}
+}
+
+// ends returns the records of sessions that are over.
+func (d *daemon) ends() (all []*endedV1) {
+	d.t.Helper()
+	err := (&journal{d.store}).each(bucketEnded, func(_ string, b []byte) error {
+		e := &endedV1{}
+		all = append(all, e)
+		return decode(b, e, &e.Version)
+	})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return all
+}
+
+func TestEverySessionEndsOnceInTheRecord(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	sid, _ := session.ParseID(id)
+	if err := gw.engine.Device("tnl0").SetStats(sid, engine.Stats{RxBytes: 7, TxBytes: 9}); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.m.Down(t.Context(), "office"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the record of the end", func() bool { return len(gw.ends()) == 1 })
+	if d, err := gw.m.Session(t.Context(), id); err != nil || d.State != "closed" || d.RxBytes != 7 {
+		t.Errorf("Session(%v) = %+v, %v; want it closed", id, d, err)
+	}
+	if e := gw.ends()[0]; e.Session != sid || e.Node != "alice" || e.Network != "office" || e.Counters.RxBytes != 7 || e.Counters.TxBytes != 9 || e.Cause == "unknown" || e.Cause == "" {
+		t.Errorf("record = %+v", e)
+	}
+	if _, err := node.m.Up(t.Context(), "office", 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	established(t, gw, node)
+	if err := gw.m.RevokeNode(t.Context(), "alice"); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the second record", func() bool { return len(gw.ends()) == 2 })
+	gw.end()
+	gw.run()
+	if got := gw.ends(); len(got) != 2 {
+		t.Errorf("%d records after a restart, want 2: %+v", len(got), got)
+	}
+}
+
+// TestEndIsRecordedOnceAfterAFailedSave fails the transaction that ends a
+// session, as a full disk does, and restarts the gateway.
+func TestEndIsRecordedOnceAfterAFailedSave(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	gw.store.FailUpdates(1)
+	gw.m.KillSession(t.Context(), id, "test")
+	wait(t, "another session", func() bool {
+		tn := node.tunnel()
+		return tn.State == "established" && *tn.Session != id
+	})
+	wait(t, "the record of the end", func() bool { return len(gw.ends()) > 0 })
+	gw.end()
+	gw.run()
+	if got := gw.ends(); len(got) != 1 || got[0].Session.String() != id {
+		t.Errorf("records = %+v, want one of %v", got, id)
 	}
 }

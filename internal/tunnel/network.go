@@ -50,6 +50,10 @@ type member struct {
 	peerKey   [32]byte
 	psk       secret.Value
 	base      countersV1 // before this process
+
+	life life
+	told wire.Lifetime // as the node knows it
+	held bool          // by the node: kept, and nothing passes
 }
 
 // newNetwork prepares a network without touching the host.
@@ -119,11 +123,7 @@ func (n *network) open() error {
 		return fmt.Errorf("network %q: masquerade: %w", n.cfg.Name, err)
 	}
 	for mb := range g.members.byNetwork[n] {
-		gate := engine.Open
-		if g.registry.Revoked(mb.nodeID) { // killed between the revocation and the cut
-			gate = engine.Closed
-		}
-		if err := dev.Add(mb.engineSession(gate)); err != nil {
+		if err := dev.Add(mb.engineSession(mb.gate())); err != nil { // a revoked node's is closed, if we were killed before the cut
 			g.m.log.Error("session has no data plane", event.KeySession, mb.id, event.KeyErr, err)
 		}
 	}
@@ -228,7 +228,7 @@ func (mb *member) lease() pool.Lease {
 // handshakes and starts none.
 func (mb *member) engineSession(gate engine.Gate) engine.Session {
 	return engine.Session{
-		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Responder: true,
+		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.deadline(), Responder: true,
 		AllowedIPs: append(hostPrefixes(mb.addresses), mb.advertise...),
 	}
 }
@@ -239,8 +239,14 @@ func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member 
 		id: s.ID, network: n, conn: p, local: s.LocalID, node: p.node, nodeID: p.nodeID,
 		state: s.State, began: time.Now(), since: time.Now(), resumes: s.Resumes, epoch: s.KeyEpoch,
 		addresses: s.Addresses, advertise: s.Advertise, routes: s.Routes, peerKey: s.PeerKey, psk: s.PresharedKey,
+		life: newLife(n.lifetime(), s.Timers.Grace, s.Began), told: s.Lifetime, held: s.Held,
+	}
+	mb.life.certTo = p.certTo
+	if p.provenAt != 0 {
+		mb.life.proven = p.provenAt
 	}
 	g.members.add(mb)
+	g.followKeysLocked(mb, s)
 	return mb
 }
 
@@ -251,6 +257,9 @@ func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, gran
 		return control.Grant{}, refusal(wire.CauseNetworkRight, "node %q has no right to network %q", p.node, n.cfg.Name)
 	}
 	if r := n.checkAdvertiseLocked(p, q.Advertise, granted); r != nil {
+		return control.Grant{}, r
+	}
+	if r := p.proofTooOld(n); r != nil {
 		return control.Grant{}, r
 	}
 	if n.g.members.byKey[q.PublicKey] != nil {
@@ -265,7 +274,8 @@ func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, gran
 	return control.Grant{
 		ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: lease.Addresses,
 		Peers: n.addresses(), Routes: n.routesFor(nil), MTU: uint16(n.g.m.cfg.Data.MTU),
-		Timers: wire.Timers{Hello: t.Hello, Misses: uint16(t.Misses), Grace: t.Grace},
+		Timers:   wire.Timers{Hello: t.Hello, Misses: uint16(t.Misses), Grace: t.Grace},
+		Lifetime: n.lifetime(), Began: time.Now(),
 	}, nil
 }
 

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"slices"
 	"time"
@@ -25,9 +26,12 @@ type peerConn struct {
 	node   string
 	nodeID session.ID
 
-	serial   uint64         // of revocations, when its rights were last looked at
-	restored *time.Duration // what is left of the grace, of one that was restored
-	orphans  []uint32       // sessions to be closed when it is launched
+	serial     uint64         // of revocations, when its rights were last looked at
+	journalled []session.ID   // sessions in the record as it is on disk
+	restored   *time.Duration // what is left of the grace, of one that was restored
+	orphans    []uint32       // sessions to be closed when it is launched
+	certTo     time.Time      // end of the node's newest certificate; gateway.mu guards it
+	provenAt   bootTime       // when its transport came to carry it; likewise
 }
 
 // Save makes the record durable.
@@ -35,17 +39,40 @@ type peerConn struct {
 // A node that was revoked since its rights were last looked at gets nothing
 // more: the transaction fails, and with it what it was for.
 func (p *peerConn) Save(r *control.Record) error {
+	ended := p.endings(r.Sessions)
 	err := p.g.m.journal.saveConnection("", r, func(tx store.Tx) error {
+		for _, e := range ended {
+			if err := e.put(tx); err != nil {
+				return err
+			}
+		}
 		return auth.CheckGrant(tx, p.nodeID, p.serial)
 	})
+	if err == nil {
+		p.saved(r.Sessions, ended)
+	}
 	if errors.Is(err, auth.ErrRevoked) {
 		return &control.Denied{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}, Err: err}
 	}
 	return err
 }
 
-// Forget removes the record.
-func (p *peerConn) Forget() error { return p.g.m.journal.forgetConnection(p.id) }
+// Forget removes the record; its sessions are over.
+func (p *peerConn) Forget() error {
+	ended := p.endings(nil)
+	err := p.g.m.journal.s.Update(func(tx store.Tx) error {
+		for _, e := range ended {
+			if err := e.put(tx); err != nil {
+				return err
+			}
+		}
+		return tx.Delete(bucketConnections, connectionKey(p.id))
+	})
+	if err == nil {
+		p.saved(nil, ended)
+	}
+	return err
+}
 
 // Authorize admits a node that is not revoked, for a new connection and at
 // every resume alike.
@@ -148,6 +175,9 @@ func (p *peerConn) Sign(a control.AskSign) ([]byte, *wire.Result) {
 		p.g.m.log.Warn("certificate not renewed", event.KeyNode, p.node, event.KeyErr, err)
 		return nil, &wire.Result{Code: wire.StopGeneral, Cause: cause}
 	}
+	if cert, err := x509.ParseCertificate(der); err == nil {
+		p.certificateTo(cert.NotAfter)
+	}
 	p.g.m.log.Info("certificate renewed", event.KeyNode, p.node)
 	p.g.m.publish(event.Event{Kind: event.NodeRenewed, Node: p.node})
 	return der, nil
@@ -160,6 +190,7 @@ func (p *peerConn) Notify(a control.Action) {
 	switch a := a.(type) {
 	case control.Opened:
 		log.Info("control connection established")
+		p.proven(false)
 		g.m.chores.add("tidy "+p.node, func(ctx context.Context) { g.tidy(ctx, p.nodeID) })
 	case control.SessionUp:
 		p.sessionUp(a.Session)
@@ -167,8 +198,14 @@ func (p *peerConn) Notify(a control.Action) {
 		p.sessionDown(a)
 	case control.WasSuspended:
 		p.setStates(session.Suspended, event.SessionSuspended, cause(a.Err))
+		p.suspended()
 	case control.Resumed:
 		p.setStates(session.Established, event.SessionResumed, restartedCause(a.PeerRestarted))
+		p.proven(a.PeerRestarted)
+	case control.HoldChanged:
+		p.holdChanged(a.Session)
+	case control.SessionRekeyed, control.RekeyFailed:
+		p.keyNotice(a)
 	case control.TroubleReported:
 		log.Warn("peer's data path is silent", event.KeySession, a.Session.ID)
 	case control.Cloned:
@@ -203,7 +240,7 @@ func (p *peerConn) sessionUp(s control.Session) {
 		return
 	}
 	n := mb.network
-	if err := n.dev.SetGate(s.ID, engine.Open); err != nil {
+	if err := n.dev.SetGate(s.ID, mb.gate()); err != nil {
 		g.m.log.Error("gate not opened", event.KeySession, s.ID, event.KeyErr, err)
 	}
 	mb.state, mb.since = session.Established, time.Now()
@@ -262,6 +299,7 @@ func (p *peerConn) sessionDown(a control.SessionDown) {
 func (g *gateway) dropLocked(mb *member, cause string) {
 	n := mb.network
 	final := g.countersLocked(mb)
+	g.finalLocked(mb, cause, final)
 	if err := n.dev.Remove(mb.id); err != nil {
 		g.m.log.Error("session not removed from the data plane", event.KeySession, mb.id, event.KeyErr, err)
 	}

@@ -58,7 +58,7 @@ func (m *Manager) Status(context.Context) (api.Status, error) {
 // view is the tunnel as `status` shows it; the caller holds Manager.mu.
 func (t *dialled) view() api.Tunnel {
 	v := api.Tunnel{
-		Name: t.cfg.Name, State: t.state.String(), Addresses: []netip.Addr{}, Since: &t.since, Enabled: !t.saved.Down,
+		Name: t.cfg.Name, State: t.shownLocked().String(), Held: t.saved.Held, Addresses: []netip.Addr{}, Since: &t.since, Enabled: !t.saved.Down,
 		Routes: []netip.Prefix{}, RefusedRoutes: notNil(t.refused), Advertise: notNil(t.cfg.Advertise),
 		Interface: maybe(t.ifname), Gateway: maybe(cmp.Or(t.link.reached, t.cfg.Gateways[0])), LastError: maybeError(t.lastErr),
 	}
@@ -74,6 +74,7 @@ func (t *dialled) view() api.Tunnel {
 	v.Session, v.Addresses, v.Path, v.MTU, v.KeyEpoch = maybe(s.ID.String()), notNil(s.Addresses), &path, &mtu, &epoch
 	v.Resumes, v.RxBytes, v.TxBytes = s.Resumes, total.RxBytes, total.TxBytes
 	v.Endpoint, v.LastHandshakeAt, v.DataAlive = endpointText(st.Endpoint), instant(st.LastHandshake), &living
+	v.ExpiresAt = t.life.expiresAt()
 	taken, _ := t.accept(s)
 	v.Routes = notNil(taken)
 	return v
@@ -111,10 +112,10 @@ func (mb *member) view(g *gateway) api.Session {
 	total := mb.base.plus(st)
 	path, epoch, since := pathUDP, mb.epoch, mb.since
 	return api.Session{
-		Session: mb.id.String(), Node: mb.node, Network: mb.network.cfg.Name, State: mb.state.String(),
+		Session: mb.id.String(), Node: mb.node, Network: mb.network.cfg.Name, State: mb.shown().String(),
 		Addresses: notNil(mb.addresses), Path: &path, Endpoint: endpointText(st.Endpoint), KeyEpoch: &epoch,
 		Resumes: mb.resumes, LastHandshakeAt: instant(st.LastHandshake), RxBytes: total.RxBytes, TxBytes: total.TxBytes,
-		Since: &since,
+		Since: &since, ExpiresAt: mb.life.expiresAt(),
 	}
 }
 
@@ -123,6 +124,9 @@ func (mb *member) view(g *gateway) api.Session {
 func (m *Manager) Session(_ context.Context, id string) (api.SessionDetail, error) {
 	mb, t, err := m.find(id)
 	if err != nil {
+		if e, ok := m.findEnded(id); ok {
+			return m.endedDetail(e), nil
+		}
 		return api.SessionDetail{}, err
 	}
 	var d api.SessionDetail
@@ -147,7 +151,7 @@ func (t *dialled) detail() api.SessionDetail {
 		Session: api.Session{
 			Session: *v.Session, Node: t.m.cfg.Node.Name, Network: t.session.Network, State: v.State, Addresses: v.Addresses,
 			Path: v.Path, Endpoint: v.Endpoint, KeyEpoch: v.KeyEpoch, Resumes: v.Resumes, LastHandshakeAt: v.LastHandshakeAt,
-			RxBytes: v.RxBytes, TxBytes: v.TxBytes, Since: v.Since,
+			RxBytes: v.RxBytes, TxBytes: v.TxBytes, Since: v.Since, ExpiresAt: v.ExpiresAt,
 		},
 		Advertise: v.Advertise,
 	}
@@ -166,12 +170,44 @@ func (m *Manager) history(id string) []api.Event {
 	return history
 }
 
+// matcher reports whether a session's id begins with id.
+func matcher(id string) func(session.ID) bool {
+	return func(s session.ID) bool { return len(id) >= 4 && len(id) <= 36 && s.String()[:len(id)] == id }
+}
+
+// findEnded looks for a session of this gateway that is over.
+func (m *Manager) findEnded(id string) (*endedV1, bool) {
+	if m.gateway == nil {
+		return nil, false
+	}
+	e, err := m.journal.ended(matcher(id))
+	if err != nil {
+		m.log.Error("records of sessions not read", event.KeyErr, err)
+	}
+	return e, err == nil && e != nil
+}
+
+// endedDetail is a session that is over in the words of `session show`.
+func (m *Manager) endedDetail(e *endedV1) api.SessionDetail {
+	d := api.SessionDetail{
+		Session: api.Session{
+			Session: e.Session.String(), Node: e.Node, Network: e.Network, State: session.Closed.String(), Addresses: notNil(e.Addresses),
+			Resumes: e.Resumes, RxBytes: e.Counters.RxBytes, TxBytes: e.Counters.TxBytes, Since: &e.EndedAt,
+		},
+		Advertise: []prefix{}, History: m.history(e.Session.String()),
+	}
+	if len(d.History) == 0 { // of an earlier process: what the record says
+		d.History = append(d.History, eventView(event.Event{Time: e.EndedAt, Kind: event.SessionClosed, Session: e.Session, Node: e.Node, Network: e.Network, Cause: e.Cause}))
+	}
+	return d
+}
+
 // find looks a session up among those of the gateway and those that this node
 // dialled.
 func (m *Manager) find(id string) (*member, *dialled, error) {
 	var members []*member
 	var tunnels []*dialled
-	match := func(s session.ID) bool { return len(id) >= 4 && len(id) <= 36 && s.String()[:len(id)] == id }
+	match := matcher(id)
 	if g := m.gateway; g != nil {
 		g.mu.Lock()
 		for sid, mb := range g.members.byID {

@@ -52,6 +52,7 @@ func (m *Manager) Up(ctx context.Context, name string, wait time.Duration) (api.
 func (t *dialled) wantLocked(up bool) error {
 	if t.saved.Down == up {
 		t.saved.Down = !up
+		t.saved.Held = t.saved.Held && up // with the session the hold is over
 		if err := t.m.journal.saveTunnel(t.cfg.Name, t.saved); err != nil {
 			t.saved.Down = up
 			return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: %v", t.cfg.Name, err)}

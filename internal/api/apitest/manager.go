@@ -270,6 +270,18 @@ func (m *Manager) Leave(ctx context.Context, tunnel string) error {
 	return m.tunnel(ctx, "leave", tunnel)
 }
 
+// Suspend knows the tunnels of Status.
+func (m *Manager) Suspend(ctx context.Context, tunnel string) error {
+	m.note("suspend %s", tunnel)
+	return m.tunnel(ctx, "suspend", tunnel)
+}
+
+// Resume knows the tunnels of Status.
+func (m *Manager) Resume(ctx context.Context, tunnel string) error {
+	m.note("resume %s", tunnel)
+	return m.tunnel(ctx, "resume", tunnel)
+}
+
 // Events remembers two; those that follow are whatever is given to Happen.
 func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan api.Event, error) {
 	m.note("events %v", follow)

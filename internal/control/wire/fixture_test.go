@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"crypto/mlkem"
 	"net/netip"
 	"slices"
 	"time"
@@ -74,16 +75,20 @@ func full() []Message {
 			LocalID: 1, RemoteID: 2, CircuitStatus: CircuitStatus{Active: true, New: true}, Session: idFrom(3),
 			PublicKey: octetsFrom(4), KeyProof: octetsFrom(5), KeyEpoch: 6, Addresses: addrs("10.77.0.2", "fd77::2"),
 			Peers: addrs("10.77.0.1", "fd77::1"), Routes: prefixes("10.77.0.0/16", "fd77::/64"), MTU: 1420,
-			Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour},
+			Timers:   Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour},
+			Lifetime: Lifetime{Idle: 7 * time.Second, Absolute: 8 * time.Second, Reauth: 9 * time.Second},
 		},
 		&ICCN{LocalID: 1, RemoteID: 2, CircuitStatus: CircuitStatus{Active: true, New: true}},
 		&CDN{LocalID: 1, RemoteID: 2, Result: result, Statistics: statistics},
 		&WEN{LocalID: 1, RemoteID: 2, CircuitErrors: CircuitErrors{3, 4, 5, 6}, Statistics: statistics},
-		&SLI{LocalID: 1, RemoteID: 2, CircuitStatus: &CircuitStatus{Active: true, New: true}, HasRoutes: true, Routes: prefixes("10.30.0.0/16")},
+		&SLI{LocalID: 1, RemoteID: 2, CircuitStatus: &CircuitStatus{Active: true, New: true}, HasRoutes: true, Routes: prefixes("10.30.0.0/16"), Lifetime: &Lifetime{Idle: 3 * time.Second, Absolute: 4 * time.Second, Reauth: 1<<32*time.Second - time.Second}},
 		&FSQ{Sessions: []SessionPair{{1, 2}, {3, 4}}},
 		&FSR{Sessions: []SessionPair{{2, 1}, {5, 0}}},
 		&CertRequest{RequestID: idFrom(1), CSR: bytes.Repeat([]byte("csr"), 1000)},
 		&CertReply{RequestID: idFrom(1), Certificate: bytes.Repeat([]byte{1}, MaxChunked)},
+		&KeyRequest{LocalID: 1, RemoteID: 2, KeyEpoch: 3, KeyShare: octetsFrom(4), EncapsulationKey: bytes.Repeat([]byte{5}, mlkem.EncapsulationKeySize768)},
+		&KeyReply{LocalID: 1, RemoteID: 2, KeyEpoch: 3, KeyShare: octetsFrom(4), Ciphertext: bytes.Repeat([]byte{5}, mlkem.CiphertextSize768)},
+		&KeyChanged{LocalID: 1, RemoteID: 2, KeyEpoch: 3, Result: &result},
 	}
 }
 
@@ -103,10 +108,13 @@ func least() []Message {
 		&WEN{LocalID: 1, RemoteID: 2},
 		&SLI{LocalID: 1, RemoteID: 2},
 		&SLI{LocalID: 1, RemoteID: 2, HasRoutes: true},
+		&SLI{LocalID: 1, RemoteID: 2, Lifetime: &Lifetime{}},
 		&FSQ{}, &FSR{},
 		&CertRequest{RequestID: idFrom(1), CSR: []byte{1}},
 		&CertReply{RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative}},
 		&CertReply{RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative, Cause: CauseCertificate}},
+		&KeyReply{LocalID: 1, RemoteID: 2, Result: &Result{Code: CDNError}},
+		&KeyChanged{LocalID: 1, RemoteID: 2},
 		&UnknownMessage{Vendor: 9, Number: 1},
 	}
 }

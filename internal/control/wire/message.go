@@ -129,6 +129,7 @@ type ICRP struct {
 	Routes            []netip.Prefix // to be sent through the tunnel, pools included
 	MTU               uint16
 	Timers            Timers
+	Lifetime          Lifetime
 }
 
 // Timers are what a network asks of its sessions.
@@ -158,6 +159,7 @@ type SLI struct {
 	// HasRoutes says that Routes, also when empty, replaces the routes of the session.
 	HasRoutes bool
 	Routes    []netip.Prefix
+	Lifetime  *Lifetime // in the place of the one before; nil: no change
 }
 
 // WEN tells of trouble on the data path, at most once in 60 s.

@@ -90,6 +90,7 @@ var specs = byType(
 		list(avpRoute, func(m *ICRP) *[]netip.Prefix { return &m.Routes }),
 		may(avpMTU, func(m *ICRP) *uint16 { return &m.MTU }),
 		may(avpTimers, func(m *ICRP) *Timers { return &m.Timers }),
+		may(avpLifetime, func(m *ICRP) *Lifetime { return &m.Lifetime }),
 	),
 	define[ICCN](nil, // RFC 3931, section 6.8 leaves Circuit Status to the sender; here it opens the gate
 		must(avpLocalID, func(m *ICCN) *uint32 { return &m.LocalID }),
@@ -108,6 +109,7 @@ var specs = byType(
 		mayPoint(avpCircuitStatus, func(m *SLI) **CircuitStatus { return &m.CircuitStatus }),
 		may(avpReplaceRoutes, func(m *SLI) *bool { return &m.HasRoutes }),
 		list(avpRoute, func(m *SLI) *[]netip.Prefix { return &m.Routes }),
+		mayPoint(avpLifetime, func(m *SLI) **Lifetime { return &m.Lifetime }),
 	),
 	define[WEN](nil,
 		must(avpLocalID, func(m *WEN) *uint32 { return &m.LocalID }),
@@ -131,6 +133,7 @@ var specs = byType(
 			return m.Result
 		}),
 	),
+	keyRequestSpec, keyReplySpec, keyChangedSpec,
 )
 
 func byType(list ...*spec) map[MessageType]*spec {

@@ -31,6 +31,9 @@ const vendorType MessageType = 0x8000
 const (
 	TypeCertRequest = vendorType | 1
 	TypeCertReply   = vendorType | 2
+	TypeKeyRequest  = vendorType | 3
+	TypeKeyReply    = vendorType | 4
+	TypeKeyChanged  = vendorType | 5
 )
 
 // VendorID marks our AVPs and messages: the number kept for documentation (RFC
@@ -119,6 +122,13 @@ const (
 	CauseCertificate    Cause = 19 // the certificate cannot be renewed
 	CauseConfiguration  Cause = 20 // the gateway's configuration changed: reconnect
 	CauseReplaced       Cause = 21 // the node has begun a new session in that network
+	CauseKeyEpoch       Cause = 24 // that key epoch is not the next one, or a change is open already
+	CauseKeyExchange    Cause = 25 // a share of the key exchange is no good
+	CauseUnconfirmed    Cause = 26 // the new key carried no traffic in time: the old one stays
+	CauseIdle           Cause = 40 // no inner packet for longer than the network allows
+	CauseAbsolute       Cause = 41 // the session has lived as long as the network allows: reconnect
+	CauseReauth         Cause = 42 // the node did not prove itself again in time: reconnect
+	CauseExpired        Cause = 43 // the node's certificate is over: reconnect with another
 )
 
 // Advice is what the receiver of a refusal should do.
@@ -134,9 +144,10 @@ const (
 // Advice says whether a refusal with this cause is worth another try.
 func (c Cause) Advice() Advice {
 	switch c {
-	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration:
+	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration,
+		CauseAbsolute, CauseReauth, CauseExpired:
 		return Reconnect
-	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced:
+	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced, CauseIdle:
 		return GiveUp
 	}
 	return RetryLater

@@ -57,7 +57,7 @@ func TestFixturesAreFull(t *testing.T) {
 			name := v.Type().Field(i).Name
 			switch {
 			case m.Type() == TypeICRQ && name == "RemoteID": // 0 on purpose
-			case m.Type() == TypeCertReply && name == "Result": // never beside Certificate; least has it
+			case (m.Type() == TypeCertReply || m.Type() == TypeKeyReply) && name == "Result": // never beside what is granted; least has it
 			case hasZero(v.Field(i)):
 				t.Errorf("fixture of %v leaves %s or a part of it zero", m.Type(), name)
 			}
@@ -148,6 +148,12 @@ func TestAppendRefuses(t *testing.T) {
 		{"csr long", &CertRequest{RequestID: idFrom(1), CSR: make([]byte, MaxChunked+1)}, ErrLength},
 		{"request id 0", &CertRequest{CSR: []byte{1}}, ErrRange},
 		{"neither certificate nor result", &CertReply{RequestID: idFrom(1)}, ErrMissing},
+		{"encapsulation key short", &KeyRequest{LocalID: 1, RemoteID: 2, EncapsulationKey: make([]byte, 1183)}, ErrRange},
+		{"share without ciphertext", &KeyReply{LocalID: 1, RemoteID: 2, KeyShare: octetsFrom(1)}, ErrRange},
+		{"neither share nor result", &KeyReply{LocalID: 1, RemoteID: 2}, ErrMissing},
+		{"share and result", &KeyReply{LocalID: 1, RemoteID: 2, KeyShare: octetsFrom(1), Result: &Result{Code: 1}}, ErrMissing},
+		{"ciphertext and result", &KeyReply{LocalID: 1, RemoteID: 2, Ciphertext: []byte{1}, Result: &Result{Code: 1}}, ErrMissing},
+		{"change without code", &KeyChanged{LocalID: 1, RemoteID: 2, Result: &Result{Cause: CauseUnconfirmed}}, ErrMissing},
 		{"certificate and result", &CertReply{RequestID: idFrom(1), Certificate: []byte{1}, Result: &Result{Code: 1}}, ErrMissing},
 	}
 	for _, tt := range tests {

@@ -83,6 +83,8 @@ var (
 	avpRequestID      = vendor(21, "Request ID", mBit, uuid)
 	avpCSR            = vendor(22, "Certificate Request", mBit, chunk)
 	avpCertificate    = vendor(23, "Certificate", mBit, chunk)
+	avpEncapsulation  = vendor(24, "Encapsulation Key", mBit, chunk)
+	avpCiphertext     = vendor(25, "Key Ciphertext", mBit, chunk)
 )
 
 // A spec is one message type: its AVPs in the order in which they are sent (any

@@ -53,9 +53,10 @@ var messageNames = map[MessageType]string{
 	TypeSCCRQ: "SCCRQ", TypeSCCRP: "SCCRP", TypeSCCCN: "SCCCN", TypeStopCCN: "StopCCN", TypeHello: "HELLO",
 	TypeICRQ: "ICRQ", TypeICRP: "ICRP", TypeICCN: "ICCN", TypeCDN: "CDN", TypeWEN: "WEN", TypeSLI: "SLI",
 	TypeACK: "ACK", TypeFSQ: "FSQ", TypeFSR: "FSR", TypeCertRequest: "CRQ", TypeCertReply: "CRP",
+	TypeKeyRequest: "KRQ", TypeKeyReply: "KRP", TypeKeyChanged: "KCN",
 }
 
-// String names the type as the RFC does; our own are CRQ and CRP.
+// String names the type as the RFC does; our own are CRQ, CRP, KRQ, KRP and KCN.
 func (t MessageType) String() string {
 	if s, ok := messageNames[t]; ok {
 		return s
@@ -70,7 +71,7 @@ func (t MessageType) String() string {
 // that trouble with one is answered by CDN; all others are answered by StopCCN.
 func (t MessageType) OfSession() bool {
 	switch t {
-	case TypeICRQ, TypeICRP, TypeICCN, TypeCDN, TypeWEN, TypeSLI:
+	case TypeICRQ, TypeICRP, TypeICCN, TypeCDN, TypeWEN, TypeSLI, TypeKeyRequest, TypeKeyReply, TypeKeyChanged:
 		return true
 	}
 	return false
@@ -135,6 +136,13 @@ var causeTexts = map[Cause]string{
 	CauseCertificate:    "the certificate cannot be renewed",
 	CauseConfiguration:  "the gateway's configuration changed",
 	CauseReplaced:       "the node has begun a new session there",
+	CauseKeyEpoch:       "that key epoch is not the next one",
+	CauseKeyExchange:    "a share of the key exchange is no good",
+	CauseUnconfirmed:    "the new key carried no traffic in time",
+	CauseIdle:           "no packet passed for too long",
+	CauseAbsolute:       "the session has lived as long as it may",
+	CauseReauth:         "the node did not prove itself again in time",
+	CauseExpired:        "the node's certificate is over",
 }
 
 // String says in a few words what the code means.

@@ -96,6 +96,7 @@ func TestStrings(t *testing.T) {
 	tests := []struct{ got, want string }{
 		{TypeHello.String(), "HELLO"},
 		{TypeCertRequest.String(), "CRQ"},
+		{TypeKeyChanged.String(), "KCN"},
 		{MessageType(7).String(), "message 7"},
 		{(vendorType | 9).String(), "message 9 of vendor 32473"},
 		{ErrorCode(99).String(), "error code 99"},

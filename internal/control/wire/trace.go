@@ -73,9 +73,6 @@ func NewTrace(w io.Writer) (*Trace, error) {
 //
 // After an error nothing is written any more, and the error comes again.
 func (t *Trace) Write(p Path, sent bool, at time.Time, message []byte) error {
-	if t.err != nil {
-		return t.err
-	}
 	message, notes := blank(message)
 	if !p.isIPv4() {
 		from, to := p.order(sent)

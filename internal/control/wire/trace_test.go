@@ -184,6 +184,24 @@ func TestTracePaths(t *testing.T) {
 	}
 }
 
+// RFC 768 keeps the checksum 0 for "none": where it comes out as 0 the other
+// zero of ones' complement stands. One of all numbers leads there.
+func TestChecksumIsNeverNone(t *testing.T) {
+	b := encode(t, &Hello{})
+	ones := 0
+	for n := range 1 << 16 {
+		binary.BigEndian.PutUint16(b[8:], uint16(n))
+		packet := wrap(somePath, true, b)
+		unwrap(t, packet)
+		if bytes.Equal(packet[26:28], []byte{255, 255}) {
+			ones++
+		}
+	}
+	if ones == 0 {
+		t.Error("no checksum came out as 0, which one must")
+	}
+}
+
 // The Length field allows messages that no IPv4 datagram holds.
 func TestTraceCutsLongMessages(t *testing.T) {
 	for _, n := range []int{65507, 65508, MaxMessage} {

@@ -287,13 +287,22 @@ func wantAVPs(t *testing.T, m Message) []string {
 	case *SLI:
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID),
 			when(m.CircuitStatus != nil, func() string { return wantCircuit(*m.CircuitStatus) }),
-			when(m.HasRoutes, func() string { return own(16, mandatory, "") }), wantPrefixes(15, m.Routes))
+			when(m.HasRoutes, func() string { return own(16, mandatory, "") }), wantPrefixes(15, m.Routes),
+			when(m.Lifetime != nil, func() string { return wantLifetime(*m.Lifetime) }))
 	case *FSQ:
 		return wantPairs(m.Sessions)
 	case *FSR:
 		return wantPairs(m.Sessions)
 	case *CertRequest:
 		return append([]string{own(21, mandatory, "%s", hexID(m.RequestID))}, wantParts(22, m.CSR)...)
+	case *KeyRequest:
+		return slices.Concat(wantIDs(m.LocalID, m.RemoteID),
+			[]string{own(10, mandatory, "%08x", m.KeyEpoch), own(4, mandatory, "%x", m.KeyShare[:])}, wantParts(24, m.EncapsulationKey))
+	case *KeyReply:
+		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{own(10, mandatory, "%08x", m.KeyEpoch)},
+			when(m.Result == nil, func() string { return own(4, mandatory, "%x", m.KeyShare[:]) }), wantParts(25, m.Ciphertext), wantMaybe(m.Result))
+	case *KeyChanged:
+		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{own(10, mandatory, "%08x", m.KeyEpoch)}, wantMaybe(m.Result))
 	case *CertReply:
 		lines := append([]string{own(21, mandatory, "%s", hexID(m.RequestID))}, wantParts(23, m.Certificate)...)
 		if m.Result != nil {
@@ -303,6 +312,14 @@ func wantAVPs(t *testing.T, m Message) []string {
 	}
 	t.Fatalf("%T is a message that this test does not know: say here what a dissector must see of it", m)
 	return nil
+}
+
+// wantMaybe is wantResult of a result that may be absent.
+func wantMaybe(r *Result) []string {
+	if r == nil {
+		return nil
+	}
+	return wantResult(*r)
 }
 
 func wantICRQ(m *ICRQ) []string {
@@ -324,7 +341,12 @@ func wantICRP(m *ICRP) []string {
 		when(m.MTU != 0, func() string { return own(17, mandatory, "%04x", m.MTU) }),
 		when(m.Timers != Timers{}, func() string {
 			return own(18, mandatory, "%08x%04x%08x", m.Timers.Hello.Milliseconds(), m.Timers.Misses, m.Timers.Grace.Milliseconds())
-		}))
+		}),
+		when(m.Lifetime != Lifetime{}, func() string { return wantLifetime(m.Lifetime) }))
+}
+
+func wantLifetime(l Lifetime) string {
+	return own(40, optional, "%08x%08x%08x", uint32(l.Idle.Seconds()), uint32(l.Absolute.Seconds()), uint32(l.Reauth.Seconds()))
 }
 
 // wantLines says what a dissector must see of a packet.

@@ -16,7 +16,7 @@ var shown = showing(avpMaxValue,
 	avpVersion.attr, avpCapabilities.attr, avpBootID.attr, avpKeyShare.attr, avpCursor.attr, avpRecoveryBootID.attr,
 	avpPublicKey.attr, avpKeyEpoch.attr, avpSession.attr, avpAdvertise.attr, avpAddress.attr, avpPeer.attr, avpRoute.attr,
 	avpReplaceRoutes.attr, avpMTU.attr, avpTimers.attr, avpStatistics.attr, avpCause.attr, avpRequestID.attr, avpCSR.attr,
-	avpCertificate.attr,
+	avpCertificate.attr, avpEncapsulation.attr, avpCiphertext.attr, avpLifetime.attr,
 ).and(proofMACAt, avpProof.attr)
 
 // proofMACAt is where the MAC begins in a Resume Proof, after generation and

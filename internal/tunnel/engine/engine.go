@@ -87,6 +87,17 @@ type Device interface {
 	SetAllowedIPs(session.ID, []netip.Prefix) error
 	// SetGate opens or closes a session, with effect from the next batch.
 	SetGate(session.ID, Gate) error
+	// SetDeadline says when the data path itself stops the session, whoever
+	// else is alive: from then on nothing passes, whatever the gate says. The
+	// time that is left when it is told counts on CLOCK_BOOTTIME, so that
+	// neither a sleep of the host nor a step of its clock moves the end. The
+	// zero Time takes the deadline away; a past one stops the session now.
+	SetDeadline(session.ID, time.Time) error
+	// SetPresharedKey sets the preshared key of a session, 32 octets or none
+	// at all. It is used from the next handshake on: a response is built, or
+	// consumed, with the key of that moment. Live keypairs are not touched, and
+	// no handshake is started.
+	SetPresharedKey(session.ID, secret.Value) error
 	// SetEndpoint says where the peer is now; roaming may move it again.
 	SetEndpoint(session.ID, netip.AddrPort) error
 	// Remove forgets a session and wipes its keys. Unknown sessions are no
@@ -117,6 +128,7 @@ type Session struct {
 	Endpoint     netip.AddrPort // zero: learnt from the peer's first packet
 	Keepalive    time.Duration  // persistent keepalive, in whole seconds; zero: none
 	Gate         Gate
+	Deadline     time.Time // as of SetDeadline; zero: none
 	// Responder says that the peer starts every handshake. The engine then
 	// sends it none, because both ends starting at once can cost 5 s.
 	Responder bool
@@ -127,7 +139,7 @@ type Session struct {
 type Stats struct {
 	RxPackets, TxPackets uint64
 	RxBytes, TxBytes     uint64
-	Dropped              uint64         // packets a gate that is not open stopped, both directions
+	Dropped              uint64         // packets a gate that is not open, or a deadline, stopped, both directions
 	Endpoint             netip.AddrPort // where the peer was last seen; zero if never
 	LastHandshake        time.Time      // zero if there was none
 }

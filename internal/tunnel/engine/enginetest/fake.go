@@ -251,6 +251,16 @@ func (d *Device) SetGate(id session.ID, g engine.Gate) error {
 	return d.on("SetGate", id, func(s *Session) { s.Gate = g })
 }
 
+// SetDeadline remembers the deadline.
+func (d *Device) SetDeadline(id session.ID, at time.Time) error {
+	return d.on("SetDeadline", id, func(s *Session) { s.Deadline = at })
+}
+
+// SetPresharedKey remembers the key.
+func (d *Device) SetPresharedKey(id session.ID, psk secret.Value) error {
+	return d.on("SetPresharedKey", id, func(s *Session) { s.PresharedKey = psk })
+}
+
 // SetEndpoint remembers the endpoint.
 func (d *Device) SetEndpoint(id session.ID, addr netip.AddrPort) error {
 	return d.on("SetEndpoint", id, func(s *Session) { s.Endpoint, s.Stats.Endpoint = addr, addr })

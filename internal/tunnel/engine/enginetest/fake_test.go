@@ -29,12 +29,13 @@ func TestFakeRemembers(t *testing.T) {
 	at := netip.MustParseAddrPort("192.0.2.1:443")
 	s := engine.Session{ID: id, PeerKey: engine.PublicKey{1}, Endpoint: at}
 	for what, err := range map[string]error{
-		"Add":           d.Add(s),
-		"Add again":     d.Add(engine.Session{ID: id, PeerKey: engine.PublicKey{1}}),
-		"SetGate":       d.SetGate(id, engine.Open),
-		"SetAllowedIPs": d.SetAllowedIPs(id, []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}),
-		"Handshake":     errors.Join(d.Handshake(id, false), d.Handshake(id, true)),
-		"Probe":         d.Probe(id),
+		"Add":             d.Add(s),
+		"Add again":       d.Add(engine.Session{ID: id, PeerKey: engine.PublicKey{1}}),
+		"SetGate":         d.SetGate(id, engine.Open),
+		"SetAllowedIPs":   d.SetAllowedIPs(id, []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}),
+		"SetPresharedKey": d.SetPresharedKey(id, secret.New([]byte{7})),
+		"Handshake":       errors.Join(d.Handshake(id, false), d.Handshake(id, true)),
+		"Probe":           d.Probe(id),
 	} {
 		if err != nil {
 			t.Errorf("%s = %v, want nil", what, err)
@@ -42,8 +43,8 @@ func TestFakeRemembers(t *testing.T) {
 	}
 	f.PathChanged()
 	got, ok := d.Session(id)
-	if !ok || got.Handshakes != 2 || got.Fresh != 1 || got.Probes != 1 || got.Endpoint != at {
-		t.Errorf("session = %+v, %v, want 2 handshakes, 1 fresh, 1 probe, endpoint kept", got, ok)
+	if !ok || got.Handshakes != 2 || got.Fresh != 1 || got.Probes != 1 || got.Endpoint != at || !got.PresharedKey.Equal(secret.New([]byte{7})) {
+		t.Errorf("session = %+v, %v, want 2 handshakes, 1 fresh, 1 probe, endpoint kept, the new preshared key", got, ok)
 	}
 	if f.PathChanges() != 1 {
 		t.Errorf("path changes = %d, want 1", f.PathChanges())

@@ -123,6 +123,7 @@ func (d *Device) Add(s engine.Session) error {
 	if s.Gate != engine.Open {
 		p.gate.Store(uint32(s.Gate))
 	}
+	p.ends.Store(bootInstant(s.Deadline))
 	if p.wg != nil && p.key != s.PeerKey {
 		if err := d.detachLocked(p); err != nil {
 			return err
@@ -227,6 +228,17 @@ func (d *Device) SetGate(id session.ID, g engine.Gate) error {
 	p, err := d.findLocked(id)
 	if err == nil {
 		p.gate.Store(uint32(g))
+	}
+	return err
+}
+
+// SetDeadline says when the data path stops the session by itself.
+func (d *Device) SetDeadline(id session.ID, at time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, err := d.findLocked(id)
+	if err == nil {
+		p.ends.Store(bootInstant(at))
 	}
 	return err
 }

@@ -20,6 +20,7 @@ import (
 // guarded by the device's mu.
 type peer struct {
 	gate    atomic.Uint32                             // an engine.Gate
+	ends    atomic.Int64                              // deadline on CLOCK_BOOTTIME, in ns; 0: none
 	counts  [2]struct{ packets, bytes atomic.Uint64 } // by direction
 	dropped atomic.Uint64
 	armedAt atomic.Int64 // when a handshake message was sent last, since the device's start; 0: never

@@ -178,6 +178,7 @@ type tally struct {
 	found                   *peer      // and whose it is
 	current                 *peer      // whom the counts below belong to
 	open                    bool       // its gate
+	now                     int64      // on CLOCK_BOOTTIME; 0: not looked at in this batch
 	packets, bytes, dropped uint64
 }
 
@@ -206,7 +207,7 @@ func (c *tally) find(packet []byte) *peer {
 func (c *tally) pass(p *peer, size int) bool {
 	if p != c.current {
 		c.flush()
-		c.current, c.open = p, engine.Gate(p.gate.Load()) == engine.Open
+		c.current, c.open = p, engine.Gate(p.gate.Load()) == engine.Open && !c.over(p)
 	}
 	if !c.open {
 		c.dropped++

@@ -1,0 +1,87 @@
+package control
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"tunneld/internal/control/wire"
+)
+
+func TestHoldIsKeptAtBothEnds(t *testing.T) {
+	p := established(t)
+	hold := func(held bool) {
+		t.Helper()
+		p.node.step(HoldSession{p.node.m.Sessions()[0].LocalID, held})
+		p.carry(-1)
+		for _, s := range []*side{p.node, p.gateway} {
+			if got := s.m.Sessions()[0].Held; got != held {
+				t.Errorf("%v: held = %v, want %v", s.m.cfg.Role, got, held)
+			}
+			r, err := s.m.Record().Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if back, err := DecodeRecord(r); err != nil || back.Sessions[0].Held != held {
+				t.Errorf("%v: the record says held = %v, %v, want %v", s.m.cfg.Role, back.Sessions[0].Held, err, held)
+			}
+		}
+	}
+	hold(true)
+	if got := p.gateway.said("HoldChanged"); got != 1 {
+		t.Errorf("the gateway noticed %d times, want 1", got)
+	}
+	p.node.step(HoldSession{p.node.m.Sessions()[0].LocalID, true}) // again: nothing to tell
+	if n := len(p.node.out); n != 0 {
+		t.Errorf("a hold that changes nothing sent %d messages", n)
+	}
+	hold(false)
+}
+
+// TestChangesWhileSuspendedAreOne: however much changes while nothing carries the
+// connection, one message for each session waits, and it says all of it.
+func TestChangesWhileSuspendedAreOne(t *testing.T) {
+	p := established(t)
+	p.cut()
+	g := p.gateway.m.Sessions()[0].LocalID
+	routes := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
+	want := wire.Lifetime{Idle: time.Minute, Absolute: time.Hour}
+	p.gateway.step(ChangeRoutes{g, routes})
+	p.gateway.step(ChangeLifetime{g, wire.Lifetime{Idle: time.Second}})
+	p.gateway.step(ChangeLifetime{g, want})
+	if n := p.gateway.m.Pending(); n != 1 {
+		t.Errorf("%d messages wait, want 1", n)
+	}
+	n := p.node.m.Sessions()[0].LocalID
+	p.node.step(HoldSession{n, true})
+	p.node.step(HoldSession{n, false})
+	p.node.step(HoldSession{n, true})
+	if n := p.node.m.Pending(); n != 1 {
+		t.Errorf("%d messages of the node wait, want 1", n)
+	}
+	p.connect()
+	p.carry(-1)
+	s := p.node.m.Sessions()[0]
+	if len(s.Routes) != 1 || s.Routes[0] != routes[0] || s.Lifetime != want {
+		t.Errorf("the node has routes %v and lifetime %+v, want %v and %+v", s.Routes, s.Lifetime, routes, want)
+	}
+	if !p.gateway.m.Sessions()[0].Held {
+		t.Error("the gateway does not hold the session")
+	}
+}
+
+// TestGrantTellsTheLifetime: what the gateway grants the node has, and both keep.
+func TestGrantTellsTheLifetime(t *testing.T) {
+	p := newPair(t)
+	p.gateway.life = wire.Lifetime{Idle: time.Minute, Absolute: time.Hour, Reauth: 2 * time.Minute}
+	p.connect()
+	p.carry(-1)
+	p.open()
+	p.carry(-1)
+	p.wantUp()
+	for _, s := range []*side{p.node, p.gateway} {
+		if got := s.m.Sessions()[0].Lifetime; got != p.gateway.life {
+			t.Errorf("%v: lifetime = %+v, want %+v", s.m.cfg.Role, got, p.gateway.life)
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tunneld/internal/netlab"
+)
+
+// configured is node with more text for the node's file.
+func (w *world) configured(host, text string) *netlab.Daemon {
+	w.t.Helper()
+	d := w.net.Hosts[host].Daemon(bin, "node")
+	w.check(d.Init(w.patience(), "--name", host))
+	w.check(d.Configure(text))
+	w.start(d)
+	w.join(w.hq, d, host)
+	w.ctl(d, "up", office)
+	return d
+}
+
+// TestDataRekey changes the preshared key again and again under a probe and a
+// flow that takes what it gets: no more packets are lost than without.
+func TestDataRekey(t *testing.T) {
+	changes := uint32(3)
+	if os.Getenv("TUNNELD_LONG") == "1" {
+		changes = 20
+	}
+	w := newOffice(t, roadPlan)
+	alice := w.configured("alice", "[data]\nrekey = \"8s\"\n") // two handshakes are 5 s apart
+	p := w.probe("alice")
+	s, err := w.lab.Stream(w.patience(), w.net.Hosts["alice"], w.net.Hosts["server"], netip.AddrPortFrom(server, 5001), 1<<40, 1<<40)
+	w.check(err)
+	before, _ := w.established(alice)
+	w.check(s.Alive(w.patience()))
+
+	begin := p.Mark()
+	w.check(netlab.Poll(w.patience(), 50*time.Millisecond, func() (bool, error) { return p.Between(begin, p.Mark()).Sent >= 800, nil }))
+	quiet := p.Since(t.Context(), begin, lateAnswers)
+	if got := w.status(alice).KeyEpoch; got != 0 {
+		t.Fatalf("key epoch = %d already: there is no span without a change to compare with", got)
+	}
+
+	begin = p.Mark()
+	for epoch := uint32(1); epoch <= changes; epoch++ {
+		w.session(fmt.Sprintf("in key epoch %d", epoch), func(s netlab.SessionStatus) bool { return s.KeyEpoch >= epoch })
+	}
+	changing := p.Since(t.Context(), begin, lateAnswers)
+	t.Logf("without a change: %+v; %d changes: %+v; %d octets carried", quiet, changes, changing, s.Received())
+	if changing.Lost > quiet.Lost*changing.Sent/max(quiet.Sent, 1) {
+		t.Errorf("%d changes of the data key: %+v; without one: %+v", changes, changing, quiet)
+	}
+	after, _ := w.established(alice)
+	w.same(before, after)
+	if after.KeyEpoch < changes || after.Resumes != before.Resumes {
+		t.Errorf("key epoch %d after %d resumes, want at least %d after %d", after.KeyEpoch, after.Resumes, changes, before.Resumes)
+	}
+	w.check(s.Alive(w.patience()))
+}
+
+// TestControlRedial dials the control connection anew, beside the living one,
+// under a probe.
+func TestControlRedial(t *testing.T) {
+	w := newOffice(t, roadPlan)
+	alice := w.configured("alice", "[data]\nredial = \"1s\"\n")
+	p, s := w.probe("alice"), w.stream("alice")
+	before, _ := w.established(alice)
+	old := w.conns("alice")
+	begin := p.Mark()
+	after, _ := w.resumed(alice, before.Resumes+5)
+	if got := p.Since(t.Context(), begin, lateAnswers); got.Lost > 0 {
+		t.Errorf("new control connections: %+v, want no packet lost", got)
+	}
+	w.same(before, after)
+	for _, c := range w.conns("alice") {
+		if slices.Contains(old, c) {
+			t.Errorf("the old control connection %v is still there", c)
+		}
+	}
+	if events := w.ctl(alice, "events"); strings.Contains(events, "suspended") {
+		t.Errorf("the session was suspended meanwhile:\n%s", events)
+	}
+	w.check(s.Alive(w.patience()))
+}
+
+func (w *world) status(d *netlab.Daemon) netlab.TunnelStatus {
+	w.t.Helper()
+	tunnel, err := d.WaitTunnel(w.patience(), office, "there", func(netlab.TunnelStatus) bool { return true })
+	w.check(err)
+	return tunnel
+}

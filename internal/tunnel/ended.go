@@ -1,0 +1,143 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"time"
+
+	"tunneld/internal/control"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/store"
+)
+
+// bucketEnded holds the record of each session that is over: time/id -> endedV1.
+const bucketEnded = "ended"
+
+// maxEnded is how many of them are kept; older ones go first.
+const maxEnded = 10_000
+
+// endedV1 is how a session ended: once for each, whatever crashed, because it
+// is written in the transaction that takes the session off its connection.
+type endedV1 struct {
+	Version   int
+	Session   session.ID
+	Node      string
+	Network   string
+	Addresses []netip.Addr
+	Resumes   uint64
+	EndedAt   time.Time
+	Cause     string
+	Counters  countersV1
+}
+
+// endedLayout sorts as text the way its times do.
+const endedLayout = "2006-01-02T15:04:05.000000000Z"
+
+func (e *endedV1) key() string { return e.EndedAt.UTC().Format(endedLayout) + "/" + e.Session.String() }
+
+// put writes the record in the caller's transaction.
+func (e *endedV1) put(tx store.Tx) error {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	return tx.Put(bucketEnded, e.key(), b)
+}
+
+// endingsLocked are the records of the sessions that this connection's journal
+// still has and live does not. What is not known of one any more, because it
+// ended in a process that was killed, is said to be unknown.
+func (p *peerConn) endingsLocked(live []control.Session) []*endedV1 {
+	left := map[session.ID]bool{}
+	for _, s := range live {
+		left[s.ID] = true
+	}
+	var all []*endedV1
+	for _, id := range p.journalled {
+		if left[id] {
+			continue
+		}
+		e := p.g.finals[id]
+		if e == nil {
+			e = &endedV1{Session: id, Node: p.node, EndedAt: time.Now(), Cause: "unknown"}
+		}
+		e.Version = stateVersion
+		all = append(all, e)
+	}
+	return all
+}
+
+// endings is endingsLocked for callers that do not hold gateway.mu.
+func (p *peerConn) endings(live []control.Session) []*endedV1 {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	return p.endingsLocked(live)
+}
+
+// saved notes what the journal has of this connection now.
+func (p *peerConn) saved(live []control.Session, ended []*endedV1) {
+	p.journalled = p.journalled[:0]
+	for _, s := range live {
+		p.journalled = append(p.journalled, s.ID)
+	}
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	for _, e := range ended {
+		delete(p.g.finals, e.Session)
+	}
+}
+
+// finalLocked keeps what is known of a session at its end for the transaction
+// that records it.
+func (g *gateway) finalLocked(mb *member, cause string, counters countersV1) {
+	g.finals[mb.id] = &endedV1{
+		Session: mb.id, Node: mb.node, Network: mb.network.cfg.Name, Addresses: mb.addresses, Resumes: mb.resumes,
+		EndedAt: time.Now(), Cause: cause, Counters: counters,
+	}
+}
+
+// trim keeps the records of ended sessions bounded.
+func (g *gateway) trim(context.Context) {
+	if err := g.m.journal.trimEnded(); err != nil {
+		g.m.log.Error("records of sessions not trimmed", event.KeyErr, err)
+	}
+}
+
+// ended finds the record of a session by a beginning of its id, newest first.
+func (j *journal) ended(match func(session.ID) bool) (found *endedV1, err error) {
+	err = j.each(bucketEnded, func(key string, b []byte) error {
+		_, text, _ := strings.Cut(key, "/")
+		if id, err := session.ParseID(text); err != nil || !match(id) {
+			return nil
+		}
+		var e endedV1
+		if err := decode(b, &e, &e.Version); err != nil {
+			return err
+		}
+		found = &e
+		return nil
+	})
+	return found, err
+}
+
+// trimEnded forgets the oldest records beyond maxEnded.
+func (j *journal) trimEnded() error {
+	var keys []string
+	if err := j.each(bucketEnded, func(key string, _ []byte) error {
+		keys = append(keys, key)
+		return nil
+	}); err != nil || len(keys) <= maxEnded {
+		return err
+	}
+	return j.s.Update(func(tx store.Tx) error {
+		for _, key := range keys[:len(keys)-maxEnded] {
+			if err := tx.Delete(bucketEnded, key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

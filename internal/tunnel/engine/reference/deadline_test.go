@@ -1,0 +1,62 @@
+package reference
+
+import (
+	"testing"
+	"time"
+)
+
+// TestDeadlineStopsTheDataPath tells an engine a deadline and never calls it
+// again, as a control plane that is dead: the engine closes the session itself.
+func TestDeadlineStopsTheDataPath(t *testing.T) {
+	a, b := memPair(t, loopback(t), loopback(t))
+	eventually(t, "packets cross", func() bool { return crosses(a.tun, b.tun, aToB(100)) })
+	if err := b.SetDeadline(b.session.ID, time.Now().Add(300*time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if !crosses(a.tun, b.tun, aToB(100)) {
+		t.Error("no packet crosses before the deadline")
+	}
+	eventually(t, "the deadline stops packets", func() bool { return !crosses(a.tun, b.tun, aToB(100)) })
+	if crosses(b.tun, a.tun, bToA(100)) {
+		t.Error("a packet is sent after the deadline")
+	}
+	before, err := b.Stats(b.session.ID)
+	if err != nil || before.Dropped < 2 {
+		t.Errorf("Stats = %+v, %v; want both packets among those dropped", before, err)
+	}
+	for _, at := range []time.Time{time.Now().Add(time.Hour), {}} {
+		if err := b.SetDeadline(b.session.ID, at); err != nil {
+			t.Fatal(err)
+		}
+		if !crosses(a.tun, b.tun, aToB(100)) {
+			t.Errorf("no packet crosses with the deadline %v", at)
+		}
+	}
+	past := b.session
+	past.Deadline = time.Now().Add(-time.Second)
+	if err := b.Add(past); err != nil {
+		t.Fatal(err)
+	}
+	if crosses(a.tun, b.tun, aToB(100)) {
+		t.Error("a session added with a past deadline lets packets through")
+	}
+}
+
+func TestBootInstant(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name     string
+		deadline time.Time
+		least    int64
+		most     int64
+	}{
+		{"none", time.Time{}, 0, 0},
+		{"past", now.Add(-time.Minute), 1, 1},
+		{"of another century", now.AddDate(-200, 0, 0), 1, 1},
+		{"in a minute", now.Add(time.Minute), bootClock() + int64(50*time.Second), bootClock() + int64(61*time.Second)},
+	} {
+		if got := bootInstant(tt.deadline); got < tt.least || got > tt.most {
+			t.Errorf("%s: bootInstant(%v) = %d, want %d to %d", tt.name, tt.deadline, got, tt.least, tt.most)
+		}
+	}
+}

@@ -1,0 +1,351 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"tunneld/internal/auth"
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// lookInterval is how often it is seen whether a session's time has come to be
+// looked at, if none comes sooner.
+const lookInterval = time.Second
+
+// watchLives ends sessions whose time is over, and warns before.
+func (m *Manager) watchLives(ctx context.Context) {
+	const least = 20 * time.Millisecond
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		now, wall := bootNow(), time.Now()
+		next := min(m.lookAtTunnels(ctx, now, wall), m.lookAtMembers(ctx, now, wall))
+		t.Reset(min(max(next.since(bootNow()), least), lookInterval))
+	}
+}
+
+// A closing is a session that is to be ended.
+type closing struct {
+	conn *control.Conn
+	control.CloseSession
+}
+
+func closeAll(ctx context.Context, all []closing) {
+	for _, c := range all {
+		c.conn.Do(ctx, c.CloseSession)
+	}
+}
+
+// ending is the CDN for an end that was reached.
+func ending(cause wire.Cause) wire.Result {
+	return wire.Result{Code: wire.CDNAdministrative, Cause: cause}
+}
+
+// expiring is the cause of a warning: which end, and when.
+func expiring(e *end, now bootTime, wall time.Time) string {
+	return fmt.Sprintf("%s: ends at %s", endNames[e.cause], instantOf(e.at, now, wall).UTC().Format(time.RFC3339))
+}
+
+// lookAtMembers looks at the gateway's sessions whose time has come, and says
+// when the next one's does.
+func (m *Manager) lookAtMembers(ctx context.Context, now bootTime, wall time.Time) (next bootTime) {
+	g := m.gateway
+	next = never
+	if g == nil {
+		return next
+	}
+	var over []closing
+	g.mu.Lock()
+	for _, mb := range g.members.byID {
+		if l := &mb.life; !l.over && l.checkAt <= now {
+			if e := g.lookLocked(mb, now, wall); e != nil {
+				l.over = true
+				over = append(over, closing{mb.conn.conn, control.CloseSession{LocalID: mb.local, Result: ending(e.cause), Statistics: g.statistics(mb)}})
+			}
+		}
+		next = min(next, mb.life.checkAt)
+	}
+	g.mu.Unlock()
+	closeAll(ctx, over)
+	return next
+}
+
+// lookLocked returns the end that a session has reached.
+func (g *gateway) lookLocked(mb *member, now bootTime, wall time.Time) (reached *end) {
+	var st engine.Stats
+	if mb.life.terms.Idle > 0 {
+		st = statsOf(mb.network.dev, mb.id)
+	}
+	reached, near := mb.life.look(now, wall, st.RxPackets+st.TxPackets, mb.held)
+	if near != nil {
+		g.record(mb, event.SessionExpiring, expiring(near, now, wall))
+	}
+	return reached
+}
+
+// nodeSlack is how long a node waits for its gateway to end a session before it
+// does so itself: what it was told is rounded up, and the gateway's record
+// says more.
+const nodeSlack = 5 * time.Second
+
+// lookAtTunnels does for this node's own sessions what lookAtMembers does for a
+// gateway's, and proves anew who this node is where that is due.
+func (m *Manager) lookAtTunnels(ctx context.Context, now bootTime, wall time.Time) (next bootTime) {
+	next = never
+	var over []closing
+	m.mu.Lock()
+	for _, t := range m.tunnels {
+		l := &t.life
+		if t.session == nil || l.over {
+			continue
+		}
+		if l.checkAt <= now {
+			if e := t.lookLocked(now, wall); e != nil && t.link.conn != nil {
+				l.over = true
+				over = append(over, closing{t.link.conn, control.CloseSession{LocalID: t.session.LocalID, Result: ending(e.cause)}})
+			}
+		}
+		next = min(next, l.checkAt)
+	}
+	m.mu.Unlock()
+	closeAll(ctx, over)
+	return next
+}
+
+// lookLocked returns the end that the session has reached and the gateway has
+// not acted upon.
+func (t *dialled) lookLocked(now bootTime, wall time.Time) (reached *end) {
+	l := &t.life
+	var st engine.Stats
+	if l.terms.Idle > 0 {
+		st = statsOf(t.dev, t.session.ID)
+	}
+	reached, near := l.look(now, wall, st.RxPackets+st.TxPackets, t.saved.Held)
+	if near != nil {
+		t.record(event.SessionExpiring, t.session.ID, expiring(near, now, wall))
+	}
+	t.proveLocked(now)
+	if reached != nil && now.since(reached.at) < nodeSlack {
+		l.checkAt = min(l.checkAt, reached.at.plus(nodeSlack))
+		return nil
+	}
+	return reached
+}
+
+// reproveLocked has the link make a new transport before it asks for a session
+// again, where it was the proof of the present one that is too old.
+func (t *dialled) reproveLocked(cause wire.Cause) {
+	if cause == wire.CauseReauth {
+		t.link.redial = t.link.up
+	}
+}
+
+// proveLocked has the link make a new transport beside the one in use when two
+// thirds of the time to the next proof are over, a little earlier at random, so
+// that the nodes of a gateway do not come in step.
+func (t *dialled) proveLocked(now bootTime) {
+	l := &t.life
+	if l.terms.Reauth == 0 {
+		return
+	}
+	if l.proveAt == 0 {
+		d := l.terms.Reauth
+		l.proveAt = l.proven.plus(d*2/3 - rand.N(d/12+1))
+	}
+	if l.proveAt <= now {
+		l.proveAt = now.plus(max(l.terms.Reauth/12, minLook)) // another try, if this one fails
+		if t.link.up {
+			t.link.redial = true
+			t.link.nudge()
+		}
+	}
+	l.checkAt = min(l.checkAt, l.proveAt)
+}
+
+// provenLocked: every session of the link was proved anew, and none waits for a
+// transport.
+func (l *link) provenLocked() {
+	l.provenAt = bootNow()
+	for _, t := range l.tunnels {
+		t.life.proven, t.life.proveAt, t.life.graceTo = l.provenAt, 0, 0
+		t.deadlineLocked()
+	}
+	l.holdLater()
+}
+
+// graceLocked: every session of the link ends when the suspension has lasted as
+// long as the one with the longest grace may.
+func (l *link) graceLocked() {
+	longest := time.Duration(0)
+	for _, t := range l.tunnels {
+		if t.session != nil {
+			longest = max(longest, t.life.grace)
+		}
+	}
+	for _, t := range l.tunnels {
+		t.life.graceTo = bootNow().plus(longest)
+		t.deadlineLocked()
+	}
+}
+
+// deadlineLocked tells the data plane when to stop the session by itself.
+func (t *dialled) deadlineLocked() {
+	t.life.checkAt = 0
+	if t.session == nil || t.dev == nil {
+		return
+	}
+	if err := t.dev.SetDeadline(t.session.ID, t.life.deadline()); err != nil {
+		t.m.log.Error("deadline not set", event.KeyTunnel, t.cfg.Name, event.KeySession, t.session.ID, event.KeyErr, err)
+	}
+}
+
+// toldLocked takes the deadlines that the gateway told; what is left counts from
+// now on.
+func (t *dialled) toldLocked(s control.Session) {
+	old := t.life
+	t.life = newLife(s.Lifetime, s.Timers.Grace, time.Time{})
+	t.life.graceTo = old.graceTo
+	if !old.over && old.proven != 0 && t.session != nil && t.session.ID == s.ID {
+		t.life.proven, t.life.active, t.life.packets = old.proven, old.active, old.packets
+	}
+	t.session = &s
+	t.deadlineLocked()
+	if s.Lifetime != (wire.Lifetime{}) {
+		t.m.chores.add("counters", func(context.Context) { t.m.saveCounters() })
+	}
+}
+
+// restoreLife goes on with the life of a session that outlived its process.
+func (t *dialled) restoreLife(remaining time.Duration) {
+	t.life = newLife(t.session.Lifetime, t.session.Timers.Grace, time.Time{})
+	now := bootNow()
+	t.life.restore(t.base.Ages, now, time.Now())
+	t.life.graceTo = now.plus(remaining)
+	t.base.Ages = nil
+}
+
+// lifetime is what this network's configuration says ends a session.
+func (n *network) lifetime() wire.Lifetime {
+	t := n.cfg.Timers
+	return wire.Lifetime{Idle: t.Idle, Absolute: t.Absolute, Reauth: t.Reauth}
+}
+
+// deadline tells the data plane when to stop the session by itself. The caller
+// holds gateway.mu.
+func (mb *member) deadline() {
+	mb.life.checkAt = 0
+	if err := mb.network.dev.SetDeadline(mb.id, mb.life.deadline()); err != nil {
+		mb.network.g.m.log.Error("deadline not set", event.KeySession, mb.id, event.KeyErr, err)
+	}
+}
+
+// restoreLife goes on with the life of a session that outlived its process.
+func (mb *member) restoreLife(remaining time.Duration) {
+	now := bootNow()
+	mb.life.restore(mb.base.Ages, now, time.Now())
+	mb.life.graceTo = now.plus(remaining)
+	mb.base.Ages = nil
+}
+
+// suspended: the sessions of the connection end when the suspension has lasted
+// as long as the one with the longest grace may.
+func (p *peerConn) suspended() {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	longest := time.Duration(0)
+	for _, mb := range p.g.members.byConn.list(p) {
+		longest = max(longest, mb.life.grace)
+	}
+	for _, mb := range p.g.members.byConn.list(p) {
+		mb.life.graceTo = bootNow().plus(longest)
+		mb.deadline()
+	}
+}
+
+// proven: the node has proved anew who it is. One that was restarted, or a
+// gateway that was, may have other deadlines in mind: they are told again.
+func (p *peerConn) proven(restarted bool) {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	p.provenAt = bootNow()
+	for _, mb := range p.g.members.byConn.list(p) {
+		mb.life.proven, mb.life.graceTo = p.provenAt, 0
+		mb.deadline()
+	}
+	if restarted || p.restored != nil {
+		p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
+	}
+}
+
+// tellLifetimes tells the node what ends its sessions and what is left of that.
+func (p *peerConn) tellLifetimes(ctx context.Context) {
+	var tell []control.ChangeLifetime
+	p.g.mu.Lock()
+	now, wall := bootNow(), time.Now()
+	for _, mb := range p.g.members.byConn.list(p) {
+		terms := mb.life.terms
+		if terms == (wire.Lifetime{}) && mb.told == terms {
+			continue
+		}
+		if terms.Absolute > 0 {
+			terms.Absolute = max(time.Second, mb.life.absoluteTo(now, wall).since(now))
+		}
+		mb.told = mb.life.terms
+		tell = append(tell, control.ChangeLifetime{LocalID: mb.local, Lifetime: terms})
+	}
+	p.g.mu.Unlock()
+	for _, c := range tell {
+		p.conn.Do(ctx, c)
+	}
+}
+
+// proofTooOld refuses a session over a transport whose set-up is longer ago than
+// the network lets a proof be: it would be over when it begins.
+func (p *peerConn) proofTooOld(n *network) *wire.Result {
+	if d := n.cfg.Timers.Reauth; d > 0 && bootNow().since(p.provenAt) >= d {
+		return refusal(wire.CauseReauth, "node %q must prove anew who it is", p.node)
+	}
+	return nil
+}
+
+// certificateTo remembers until when the node's newest certificate is good.
+func (p *peerConn) certificateTo(at time.Time) {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	if !at.After(p.certTo) {
+		return
+	}
+	p.certTo = at
+	for _, mb := range p.g.members.byConn.list(p) {
+		mb.life.certTo = at
+		if mb.network.dev != nil {
+			mb.deadline()
+		}
+	}
+}
+
+// certificates are the ends of the certificates of all nodes that have one.
+func (g *gateway) certificates() (map[session.ID]time.Time, error) {
+	nodes, err := g.registry.List()
+	if err != nil {
+		return nil, err
+	}
+	ends := make(map[session.ID]time.Time, len(nodes))
+	for _, n := range nodes {
+		if n.State == auth.Enrolled {
+			ends[n.ID] = n.ExpiresAt
+		}
+	}
+	return ends, nil
+}
