@@ -70,6 +70,9 @@ type Conn struct {
 	transports map[TransportID]*transport
 	lingering  map[TransportID]*transport // replaced, and not closed yet
 	timers     [numTimers]armed
+	unsaved    bool             // the last Save failed
+	remains    bool             // so did Forget
+	again      <-chan time.Time // when to write it again; nil: nothing to write
 	wg         sync.WaitGroup
 }
 
@@ -116,19 +119,26 @@ func (c *Conn) View() *View { return c.view.Load() }
 // Done is closed when Run has returned.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
+// writeAgainAfter is how long after a failed write the journal is tried again.
+const writeAgainAfter = time.Second
+
 // Run drives the connection until it is over (nil) or ctx ends (its cause).
-// When it returns every transport is closed and every goroutine has ended; what
+// What could not be written to the journal is tried again until it can: a
+// session that ended must not come back with the next restart. When it returns every transport is closed and every goroutine has ended; what
 // is left of the connection is in its record.
 func (c *Conn) Run(ctx context.Context) error {
 	defer c.wg.Wait()
 	defer close(c.done)
 	defer c.disarmAll()
-	for c.m.State() != session.Closed {
+	for c.m.State() != session.Closed || c.remains {
 		select {
 		case in := <-c.in:
 			c.take(in)
+		case <-c.again:
+			c.writeAgain()
 		case <-ctx.Done():
 			c.cutAll(context.Cause(ctx))
+			c.writeAgain()
 			return context.Cause(ctx)
 		}
 	}
@@ -231,14 +241,11 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 	for _, a := range actions {
 		switch a := a.(type) {
 		case Save:
-			if err := c.h.Save(a.Record); err != nil {
-				c.log.Error("journal not written", event.KeyErr, err)
+			if err := c.save(a.Record); err != nil {
 				return nil, err
 			}
 		case Forget:
-			if err := c.h.Forget(); err != nil {
-				c.log.Error("journal not written", event.KeyErr, err)
-			}
+			c.forget()
 		case Send:
 			c.send(a)
 		case Drop:
@@ -264,6 +271,38 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 		}
 	}
 	return answer, nil
+}
+
+func (c *Conn) save(r *Record) error {
+	err := c.h.Save(r)
+	c.unsaved = err != nil
+	c.wrote(err)
+	return err
+}
+
+func (c *Conn) forget() {
+	err := c.h.Forget()
+	c.unsaved, c.remains = false, err != nil
+	c.wrote(err)
+}
+
+// wrote plans another try where there is something left to write.
+func (c *Conn) wrote(err error) {
+	c.again = nil
+	if err != nil {
+		c.log.Error("journal not written", event.KeyErr, err)
+		c.again = time.After(writeAgainAfter)
+	}
+}
+
+// writeAgain writes what could not be written, if anything.
+func (c *Conn) writeAgain() {
+	switch {
+	case c.remains:
+		c.forget()
+	case c.unsaved:
+		c.save(c.m.Record())
+	}
 }
 
 // look publishes the present view.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,7 @@ type memory struct {
 	saved   *Record
 	saves   int
 	fail    error         // of the next Save
+	full    atomic.Bool   // every Save and Forget fails
 	hold    chan struct{} // if set, Save waits for it
 	notices []string
 }
@@ -33,6 +35,9 @@ type memory struct {
 func (m *memory) Save(r *Record) error {
 	if m.hold != nil {
 		<-m.hold
+	}
+	if m.full.Load() {
+		return errFull
 	}
 	if err := m.fail; err != nil {
 		m.fail = nil
@@ -42,12 +47,21 @@ func (m *memory) Save(r *Record) error {
 	return nil
 }
 
-func (m *memory) Forget() error                          { m.saved = nil; return nil }
+func (m *memory) Forget() error {
+	if m.full.Load() {
+		return errFull
+	}
+	m.saved = nil
+	return nil
+}
+
 func (m *memory) Authorize(AskAuthorize) *wire.Result    { return nil }
 func (m *memory) Grant(AskSession) (Grant, *wire.Result) { return m.side.grant(), nil }
 func (m *memory) SetUp(Session) *wire.Result             { return nil }
 func (m *memory) Sign(a AskSign) ([]byte, *wire.Result)  { return []byte("signed"), nil }
 func (m *memory) Notify(a Action)                        { m.notices = append(m.notices, brief(a)) }
+
+var errFull = errors.New("disk is full")
 
 // end is one running Conn.
 type end struct {

@@ -77,7 +77,7 @@ func TestDocumentSaysTheKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{vectorRatchet, vectorResume, vectorKeyProof, labelBinding, labelResume, labelPSK} {
+	for _, want := range []string{vectorRatchet, vectorResume, vectorKeyProof, vectorNextKey, labelBinding, labelResume, labelPSK} {
 		if !strings.Contains(string(doc), want) {
 			t.Errorf("docs/protocol.md does not say %q", want)
 		}

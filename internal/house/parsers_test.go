@@ -35,6 +35,11 @@ var readers = []reader{
 	{"internal/control/wire", "Splitter.Feed", "FuzzTrace"},
 	{"internal/control/wire", "blank", "FuzzTrace"},
 	{"internal/netlab", "parse", "FuzzParse"},
+	{"internal/tunnel/engine/noise", "Classify", "FuzzClassify"},
+	{"internal/tunnel/engine/noise", "Handshake.ConsumeResponse", "FuzzConsumeResponse"},
+	{"internal/tunnel/engine/noise", "Keypair.Open", "FuzzOpen"},
+	{"internal/tunnel/engine/noise", "Peer.ConsumeCookieReply", "FuzzConsumeCookieReply"},
+	{"internal/tunnel/engine/noise", "StaticKey.ConsumeInitiation", "FuzzConsumeInitiation"},
 	{"internal/tunnel/engine/reference", "hub.sort", "FuzzSort"},
 	{"internal/tunnel/engine/reference", "tally.find", "FuzzTally"},
 }

@@ -249,9 +249,11 @@ func (t *dialled) armLocked(now time.Time) {
 func (l *link) keyNoticeLocked(a control.Action) {
 	switch a := a.(type) {
 	case control.KeyArmed:
-		if t := l.labelled(a.Session.Label); t != nil && t.session != nil && t.dev != nil {
+		if t := l.labelled(a.Session.Label); t != nil && t.session != nil {
 			t.takeKeysLocked(a.Session)
-			t.armLocked(time.Now())
+			if t.dev != nil {
+				t.armLocked(time.Now())
+			}
 		}
 	case control.SessionRekeyed:
 		if t := l.labelled(a.Session.Label); t != nil && t.session != nil {

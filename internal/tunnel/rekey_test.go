@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"tunneld/internal/control"
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine/enginetest"
@@ -236,5 +237,49 @@ func (g *gate) Accept() (net.Conn, error) {
 			return c, err
 		}
 		c.Close()
+	}
+}
+
+// TestArmedKeyOutlivesARestart: the change goes on where it was, at either end.
+func TestArmedKeyOutlivesARestart(t *testing.T) {
+	for _, who := range []string{"node", "gateway", "both"} {
+		t.Run(who, func(t *testing.T) {
+			gw, node := pair(t)
+			id := established(t, gw, node)
+			node.engine.Fail("Stats", errors.New("no handshake is seen")) // so that the key stays armed
+			node.m.mu.Lock()
+			conn, local := node.m.tunnels[0].link.conn, node.m.tunnels[0].session.LocalID
+			node.m.mu.Unlock()
+			if err := conn.Do(t.Context(), control.StartRekey{LocalID: local}); err != nil {
+				t.Fatal(err)
+			}
+			wait(t, "the key to be armed at both ends", func() bool {
+				g, n := plane(t, id, gw, node)
+				node.m.mu.Lock()
+				defer node.m.mu.Unlock()
+				return !node.m.tunnels[0].session.NextPresharedKey.IsZero() && g.PresharedKey.Equal(n.PresharedKey)
+			})
+			if who != "gateway" {
+				node.end()
+			}
+			if who != "node" {
+				gw.end()
+				gw.run()
+			}
+			if who != "gateway" {
+				node.run()
+			}
+			node.engine.Fail("Stats", nil)
+			wait(t, "the first key epoch at both ends", func() bool {
+				ss := gw.sessions()
+				return len(ss) == 1 && *ss[0].KeyEpoch == 1 && node.tunnel().KeyEpoch != nil && *node.tunnel().KeyEpoch == 1
+			})
+			gw.m.gateway.mu.Lock()
+			open := len(gw.m.gateway.changing)
+			gw.m.gateway.mu.Unlock()
+			if g, n := plane(t, id, gw, node); !g.PresharedKey.Equal(n.PresharedKey) || g.PresharedKey.IsZero() || open != 0 {
+				t.Errorf("keys of the data planes alike: %v; %d changes open at the gateway, want none", g.PresharedKey.Equal(n.PresharedKey), open)
+			}
+		})
 	}
 }

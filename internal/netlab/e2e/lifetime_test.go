@@ -124,3 +124,19 @@ func TestSuspendAndResume(t *testing.T) {
 	w.same(before, after)
 	w.refused(alice, 4, "suspend", "nowhere")
 }
+
+// TestProofsCostNothing: a node that must prove itself often does so beside the
+// transport in use, and no packet notices.
+func TestProofsCostNothing(t *testing.T) {
+	w := newTimedOffice(t, `reauth = "3s"`)
+	alice := w.node("alice")
+	p := w.probe("alice")
+	before, _ := w.established(alice)
+	from := p.Mark()
+	w.eventually("two more proofs", func() bool { return w.tunnel(alice).Resumes >= before.Resumes+2 })
+	if s := p.Since(w.patience(), from, lateAnswers); s.Lost > 0 {
+		t.Errorf("%+v: %d packets were lost, want none", s, s.Lost)
+	}
+	after, _ := w.established(alice)
+	w.same(before, after)
+}

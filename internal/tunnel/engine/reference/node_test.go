@@ -239,6 +239,20 @@ func wire(a, b host, name, prefix4, prefix6 string) {
 	a.outside("ip", "link", "add", name, "netns", a.name, "type", "veth", "peer", "name", name, "netns", b.name)
 	a.address(name, prefix4+"1/24", prefix6+"1/64")
 	b.address(name, prefix4+"2/24", prefix6+"2/64")
+	a.awaitPing(prefix6 + "2")
+	b.awaitPing(prefix6 + "1")
+}
+
+// awaitPing waits until an address answers. A fresh one of IPv6 hears no
+// solicitation until the kernel has joined its multicast group, and who asked
+// too soon asks again a second later.
+func (h host) awaitPing(addr string) {
+	h.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); h.ping(addr, 1) == 0; {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s does not answer", addr)
+		}
+	}
 }
 
 // A process is a Node in a host.
