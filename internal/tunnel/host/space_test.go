@@ -86,6 +86,8 @@ func (s *space) run(command string) string {
 }
 
 // dump is what the host's tools know of addresses, routes, rules and filters.
+// The multicast routes are left out, which the kernel adds and takes away by
+// itself, some time after a link has come up.
 func (s *space) dump() string {
 	s.t.Helper()
 	var b strings.Builder
@@ -93,7 +95,12 @@ func (s *space) dump() string {
 		"ip -o addr", "ip -d route show table all", "ip -6 -d route show table all",
 		"ip rule", "ip -6 rule", "nft list ruleset", "sysctl -a -r 'rp_filter|src_valid_mark' 2>/dev/null",
 	} {
-		b.WriteString("# " + command + "\n" + s.run(command))
+		b.WriteString("# " + command + "\n")
+		for line := range strings.Lines(s.run(command)) {
+			if !strings.HasPrefix(line, "multicast ff00::/8") {
+				b.WriteString(line)
+			}
+		}
 	}
 	return b.String()
 }
@@ -146,6 +153,21 @@ func (s *space) tun(name string) (remove func()) {
 func (s *space) cable() {
 	s.t.Helper()
 	s.run("ip link add eth0 type veth peer name eth1 && ip link set eth0 addrgenmode none up && ip link set eth1 addrgenmode none up")
+	s.awaitUp("eth0", "eth1")
+}
+
+// awaitUp waits until the kernel has noticed that links have a carrier, which
+// it does a moment later and tells routes of ("linkdown").
+func (s *space) awaitUp(names ...string) {
+	s.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for _, name := range names {
+		for !strings.Contains(s.run("ip -o link show dev "+name), "state UP") {
+			if time.Now().After(deadline) {
+				s.t.Fatalf("%s has no carrier", name)
+			}
+		}
+	}
 }
 
 // veth connects a in s with b in other.
