@@ -1,0 +1,151 @@
+package native
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tunneld/internal/netlab/kernelbox"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// Ends that others wrote find what two copies of ourselves agree on.
+
+// TestStockWireGuardGo has wireguard-go's own program, configured by wg, as
+// the far end; each side starts a handshake once.
+func TestStockWireGuardGo(t *testing.T) {
+	ha, hb := newHost(t), newHost(t)
+	wire(ha, hb, "wire", "192.0.2.", "2001:db8::")
+	dev := fmt.Sprintf("wg%d", os.Getpid()) // its control socket is the same for all namespaces
+	private, public := newKey(t)
+	foreignPrivate, foreignPublic := newKey(t)
+	psk := make([]byte, engine.KeySize)
+	psk[0] = 7
+	stock := startStock(t, hb, dev)
+
+	ours := ha.start()
+	port := ours.engine("[::]:0")
+	id := session.NewID()
+	e := &end{process: ours, dev: "tnl0", private: private, session: Session{ID: id, PeerKey: foreignPublic, PSK: psk, AllowedIPs: prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("[2001:db8::2]:5000"), Gate: engine.Open}}
+	e.open()
+	e.address("tnl0", "10.1.0.1/24", "fd01::1/64")
+
+	keyFile, pskFile := keyFile(t, foreignPrivate), keyFile(t, psk)
+	stock.run("wg", "set", dev, "private-key", keyFile, "listen-port", "5000",
+		"peer", public.String(), "preshared-key", pskFile, "allowed-ips", "10.1.0.1/32,fd01::1/128")
+	stock.address(dev, "10.1.0.2/24", "fd01::2/64")
+	if got := ours.ping("10.1.0.2", 3) + ours.ping("fd01::2", 3); got != 6 {
+		t.Errorf("ping stock wireguard-go: %d answers, want 6", got)
+	}
+	if out := stock.run("wg", "show", dev, "endpoints"); !strings.Contains(out, fmt.Sprintf("[2001:db8::1]:%d", port)) {
+		t.Errorf("stock wireguard-go sees us at %q, want port %d", out, port)
+	}
+
+	// It forgets us, and then starts the handshake.
+	stock.run("wg", "set", dev, "peer", public.String(), "remove")
+	stock.run("wg", "set", dev, "peer", public.String(), "preshared-key", pskFile, "allowed-ips", "10.1.0.1/32,fd01::1/128", "endpoint", fmt.Sprintf("192.0.2.1:%d", port))
+	if got := stock.ping("10.1.0.1", 3); got != 3 {
+		t.Errorf("ping from stock wireguard-go: %d answers, want 3", got)
+	}
+	if got := e.now(); got.RxPackets != 9 || got.TxPackets != 9 {
+		t.Errorf("stats = %+v, want 9 packets each way", got)
+	}
+}
+
+// startStock builds and starts wireguard-go's program in a host.
+func startStock(t *testing.T, h host, dev string) host {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "wireguard-go")
+	if out, err := exec.Command("go", "build", "-o", bin, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
+		t.Fatalf("go build golang.zx2c4.com/wireguard: %v\n%s", err, out)
+	}
+	if _, err := exec.LookPath("wg"); err != nil {
+		t.Fatal("wg is missing: apt-get install -y --no-install-recommends wireguard-tools")
+	}
+	cmd := h.command(bin, "-f", dev)
+	log := new(syncBuffer)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		os.Remove("/var/run/wireguard/" + dev + ".sock") // it had no chance to
+		if t.Failed() {
+			t.Logf("log of wireguard-go:\n%s", log)
+		}
+	})
+	eventually(t, "wireguard-go listens to wg", func() bool {
+		return h.command("wg", "show", dev).Run() == nil
+	})
+	return h
+}
+
+// keyFile writes a key as wg reads it.
+func keyFile(t *testing.T, key []byte) string {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(base64.StdEncoding.EncodeToString(key)); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// TestKernelWireGuard has the kernel's WireGuard as the far end, as gateway and
+// as dialler, over both families.
+func TestKernelWireGuard(t *testing.T) {
+	h := newHost(t)
+	h.run("ip", "tuntap", "add", "dev", "kb0", "mode", "tap")
+	h.address("kb0", "192.0.2.1/24", "2001:db8::1/64")
+	private, public := newKey(t)
+	kernelPrivate, kernelPublic := newKey(t)
+	psk := make([]byte, engine.KeySize)
+	psk[31] = 9
+	ours := h.start()
+	port := ours.engine("[::]:0")
+	base64Of := base64.StdEncoding.EncodeToString
+	box := kernelbox.Start(t, kernelbox.Box{Netns: h.name, Tap: "kb0", Modules: []string{"wireguard"}, Script: fmt.Sprintf(`
+		set -e
+		ip addr add 192.0.2.2/24 dev eth0
+		ip addr add 2001:db8::2/64 dev eth0 nodad
+		ip link set eth0 up
+		ip link add wg0 type wireguard
+		echo %s >/run/private; echo %s >/run/psk
+		wg set wg0 private-key /run/private listen-port 5000 peer %s preshared-key /run/psk allowed-ips 10.1.0.1/32,fd01::1/128
+		ip addr add 10.1.0.2/24 dev wg0
+		ip addr add fd01::2/64 dev wg0 nodad
+		ip link set wg0 up mtu 1420
+		echo ready
+		until ping -c 1 -W 1 fd01::1 >/dev/null 2>&1; do sleep 0.2; done # the other side dials
+		ping -c 5 -i 0.2 -s 1300 10.1.0.1
+		wg set wg0 peer %[3]s remove
+		wg set wg0 peer %[3]s preshared-key /run/psk allowed-ips 10.1.0.1/32,fd01::1/128 endpoint '[2001:db8::1]:%[4]d'
+		ping -c 5 -i 0.2 -w 20 fd01::1
+		[ "$(wg show wg0 latest-handshakes | cut -f 2)" -gt 0 ]
+		echo done
+	`, base64Of(kernelPrivate), base64Of(psk), public, port)})
+	box.Await("ready")
+	e := &end{process: ours, dev: "tnl0", private: private, session: Session{ID: session.NewID(), PeerKey: kernelPublic, PSK: psk, AllowedIPs: prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("192.0.2.2:5000"), Gate: engine.Open}}
+	e.open()
+	e.address("tnl0", "10.1.0.1/24", "fd01::1/64")
+	if got := ours.ping("10.1.0.2", 5, "-s", "1300"); got != 5 {
+		t.Errorf("ping the kernel: %d answers, want 5", got)
+	}
+	if out := box.Wait(); strings.Count(out, " 0% packet loss") != 2 {
+		t.Errorf("pings from the kernel:\n%s\nwant no loss", out)
+	}
+	if got := e.now().Endpoint.Addr(); got != netip.MustParseAddr("2001:db8::2") {
+		t.Errorf("the kernel was last seen at %v, want 2001:db8::2: it dialled over IPv6", got)
+	}
+}

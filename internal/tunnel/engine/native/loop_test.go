@@ -1,0 +1,548 @@
+package native
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/noise"
+)
+
+// These tests run engines of one process over loopback, with a pair of sockets
+// in the place of each TUN device: what a device reads and writes has the same
+// form there.
+
+// A loop is one engine with one device.
+type loop struct {
+	t       *testing.T
+	engine  *Engine
+	device  *Device
+	host    int // descriptor of the other end of the device
+	public  engine.PublicKey
+	private []byte
+}
+
+func newLoop(t *testing.T) *loop {
+	t.Helper()
+	e, err := New(Config{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20)
+	}
+	d, err := newDevice(e, &tunnel{name: "loop", fds: fds[:1]}, 1420)
+	if err != nil {
+		t.Fatal(err)
+	}
+	devices := []*Device{d}
+	e.devices.Store(&devices)
+	l := &loop{t: t, engine: e, device: d, host: fds[1]}
+	l.private, l.public = newKey(t)
+	if err := d.SetPrivateKey(secret.New(l.private)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		unix.Close(fds[1])
+	})
+	return l
+}
+
+func (l *loop) addr() netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.engine.Port())
+}
+
+// send gives the device a packet of the host.
+func (l *loop) send(p []byte) {
+	l.t.Helper()
+	for {
+		err := unix.Send(l.host, append(make([]byte, vnetLen), p...), 0)
+		if err == nil {
+			return
+		}
+		if err != unix.EAGAIN {
+			l.t.Fatal(err)
+		}
+		unix.Poll([]unix.PollFd{{Fd: int32(l.host), Events: unix.POLLOUT}}, 1000)
+	}
+}
+
+// receive takes a packet that the device gave the host, within wait.
+func (l *loop) receive(wait time.Duration) []byte {
+	l.t.Helper()
+	b := make([]byte, 1<<17)
+	for {
+		n, err := unix.Read(l.host, b)
+		if err == nil {
+			return b[vnetLen:n]
+		}
+		if err != unix.EAGAIN && err != unix.EINTR {
+			l.t.Fatal(err)
+		}
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(l.host), Events: unix.POLLIN}}, int(wait.Milliseconds())); n == 0 {
+			return nil
+		}
+	}
+}
+
+// packet is a small packet from one end of pairs to the other.
+func packet(from, to byte, payload string) []byte {
+	return form{from: from, to: to, payload: []byte(payload), port: 9}.packet()
+}
+
+// sessions joins a, which dials b at the address to, and b.
+func sessions(a, b *loop, to netip.AddrPort, change ...func(a, b *engine.Session)) session.ID {
+	a.t.Helper()
+	id := session.NewID()
+	psk := secret.New(bytes.Repeat([]byte{5}, 32))
+	at := engine.Session{ID: id, PeerKey: b.public, PresharedKey: psk, AllowedIPs: prefixes("10.0.0.2/32"), Endpoint: to, Gate: engine.Open}
+	bt := engine.Session{ID: id, PeerKey: a.public, PresharedKey: psk, AllowedIPs: prefixes("10.0.0.1/32"), Gate: engine.Open, Responder: true}
+	for _, c := range change {
+		c(&at, &bt)
+	}
+	if err := a.device.Add(at); err != nil {
+		a.t.Fatal(err)
+	}
+	if err := b.device.Add(bt); err != nil {
+		a.t.Fatal(err)
+	}
+	return id
+}
+
+// passes sends a packet from a to b and expects it there.
+func passesOn(t *testing.T, a, b *loop, from, to byte, payload string) {
+	t.Helper()
+	want := packet(from, to, payload)
+	a.send(want)
+	if got := b.receive(5 * time.Second); !bytes.Equal(got, want) {
+		t.Fatalf("packet %q arrived as %x, want %x", payload, got, want)
+	}
+}
+
+func TestLoop(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	t.Run("both ways", func(t *testing.T) {
+		a, b := newLoop(t), newLoop(t)
+		id := sessions(a, b, b.addr())
+		passesOn(t, a, b, 1, 2, "there")
+		passesOn(t, b, a, 2, 1, "and back")
+		for _, l := range []*loop{a, b} {
+			s, err := l.device.Stats(id)
+			if err != nil || s.RxPackets != 1 || s.TxPackets != 1 || s.RxBytes < 30 || s.LastHandshake.IsZero() || !s.Endpoint.IsValid() {
+				t.Errorf("stats = %+v, %v, want one packet each way, a handshake and an endpoint", s, err)
+			}
+		}
+	})
+}
+
+// TestForeignSource sends from an address that is not the session's.
+func TestForeignSource(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	sessions(a, b, b.addr())
+	a.send(packet(7, 2, "forged"))
+	passesOn(t, a, b, 1, 2, "honest") // and nothing before it
+	if n := b.engine.counts.badSource.Load(); n != 1 {
+		t.Errorf("%d packets of a foreign source, want 1", n)
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	passesOn(t, a, b, 1, 2, "in time")
+	for _, at := range []time.Time{time.Now().Add(-time.Hour), time.Unix(1, 0)} {
+		if err := b.device.SetDeadline(id, at); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := b.device.Stats(id)
+		a.send(packet(1, 2, "late"))
+		eventually(t, "the packet is dropped", func() bool {
+			s, _ := b.device.Stats(id)
+			return s.Dropped == before.Dropped+1 && s.RxPackets == before.RxPackets
+		})
+	}
+	if err := b.device.SetDeadline(id, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	passesOn(t, a, b, 1, 2, "granted")
+	if err := b.device.SetDeadline(id, time.Now().Add(50*time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := b.device.Stats(id)
+	eventually(t, "the engine ends the session by itself", func() bool {
+		a.send(packet(1, 2, "on the way"))
+		s, _ := b.device.Stats(id)
+		return s.Dropped > before.Dropped
+	})
+}
+
+// TestBothInitiate has both ends start at once, over and over.
+func TestBothInitiate(t *testing.T) {
+	for range 10 {
+		a, b := newLoop(t), newLoop(t)
+		id := sessions(a, b, b.addr(), func(x, y *engine.Session) { y.Responder, y.Endpoint = false, a.addr() })
+		var start sync.WaitGroup
+		for _, l := range []*loop{a, b} {
+			start.Go(func() {
+				if err := l.device.Handshake(id, false); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		start.Wait()
+		began := time.Now()
+		passesOn(t, a, b, 1, 2, "there")
+		passesOn(t, b, a, 2, 1, "back")
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("the first round trip took %v, want less than a retry", took)
+		}
+	}
+}
+
+// TestVictim moves a session to an address that does not answer. It must get no
+// more than it has sent thrice, but for the requests to prove itself; and when
+// it answers, everything that waited.
+func TestVictim(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	front := listenLoopback(t) // where a sends to
+	home, away := listenLoopback(t), listenLoopback(t)
+	var moved, open atomic.Bool
+	var sent, got, asked atomic.Int64                 // octets from and to away, and initiations to it
+	pump(t, front, func(p []byte, _ netip.AddrPort) { // from a to b
+		if moved.Load() {
+			sent.Add(int64(len(p)))
+			away.WriteToUDPAddrPort(p, b.addr())
+		} else {
+			home.WriteToUDPAddrPort(p, b.addr())
+		}
+	})
+	pump(t, home, func(p []byte, _ netip.AddrPort) { front.WriteToUDPAddrPort(p, a.addr()) })
+	pump(t, away, func(p []byte, _ netip.AddrPort) {
+		if noise.Classify(p) == noise.KindInitiation {
+			asked.Add(1)
+		} else if !open.Load() {
+			got.Add(int64(len(p)))
+		}
+		if open.Load() {
+			front.WriteToUDPAddrPort(p, a.addr())
+		}
+	})
+	sessions(a, b, front.LocalAddr().(*net.UDPAddr).AddrPort())
+	passesOn(t, a, b, 1, 2, "there")
+	passesOn(t, b, a, 2, 1, "back")
+
+	moved.Store(true)
+	passesOn(t, a, b, 1, 2, "from elsewhere")
+	for i := range 100 {
+		b.send(packet(2, 1, fmt.Sprintf("to the victim %03d", i)))
+	}
+	eventually(t, "the address is asked for a proof", func() bool { return asked.Load() > 0 })
+	if g, s := got.Load(), sent.Load(); g > amplification*s {
+		t.Errorf("an address that sent %d octets and proved nothing got %d", s, g)
+	}
+	open.Store(true)
+	last := packet(2, 1, "to the victim 099")
+	for got := []byte{}; !bytes.Equal(got, last); { // what waited arrives now
+		if got = a.receive(5 * time.Second); got == nil {
+			t.Fatal("the address has proved itself, but what waited does not come")
+		}
+	}
+}
+
+func listenLoopback(t *testing.T) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// pump calls f with what c receives, until the test ends.
+func pump(t *testing.T, c *net.UDPConn, f func(p []byte, from netip.AddrPort)) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			f(b[:n], from)
+		}
+	}()
+	t.Cleanup(func() {
+		c.Close()
+		<-done
+	})
+}
+
+// TestFloodOfInitiations has somebody who knows the gateway's key, but is
+// nobody, send initiations without end: handshakes of others come through, with
+// a cookie, and packets pass.
+func TestFloodOfInitiations(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	passesOn(t, a, b, 1, 2, "before")
+	stranger := listenLoopback(t)
+	var cookies atomic.Int64
+	pump(t, stranger, func(p []byte, _ netip.AddrPort) {
+		if noise.Classify(p) == noise.KindCookieReply {
+			cookies.Add(1)
+		}
+	})
+	private, _ := newKey(t)
+	k, err := noise.NewStaticKey(secret.New(private))
+	if err != nil {
+		t.Fatal(err)
+	}
+	message, _, err := k.CreateInitiation(nil, noise.NewPeer(noise.PublicKey(b.public)), 7, now(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flood sync.WaitGroup
+	done := make(chan struct{})
+	defer flood.Wait()
+	defer close(done)
+	flood.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				stranger.WriteToUDPAddrPort(message, b.addr())
+			}
+		}
+	})
+	eventually(t, "the gateway asks for cookies", func() bool { return cookies.Load() > 10 })
+	before, _ := a.device.Stats(id)
+	if err := a.device.Handshake(id, true); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a handshake comes through the flood", func() bool {
+		s, _ := a.device.Stats(id)
+		return s.LastHandshake.After(before.LastHandshake)
+	})
+	passesOn(t, a, b, 1, 2, "in the flood")
+}
+
+// TestKeysAreWiped looks at the memory of a keypair when its session is gone.
+func TestKeysAreWiped(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	passesOn(t, a, b, 1, 2, "x")
+	p, err := a.device.find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
+	pair := p.current.Load()
+	index := pair.Local
+	if err := a.device.Remove(id); err != nil {
+		t.Fatal(err)
+	}
+	if pair.Hold() {
+		t.Error("the keypair of a removed session can still be used")
+	}
+	if a.engine.table.find(index) != nil {
+		t.Error("the index of a removed session is still known")
+	}
+	if _, err := a.device.Stats(id); err == nil {
+		t.Error("Stats of a removed session = nil, want an error")
+	}
+	a.send(packet(1, 2, "nowhere"))
+	eventually(t, "its packets belong to nobody", func() bool { return a.engine.counts.noSession.Load() == 1 })
+}
+
+// TestChangeOfPresharedKey changes it at one end after the other: no handshake
+// fails meanwhile, and afterwards the former key is worth nothing.
+func TestChangeOfPresharedKey(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	passesOn(t, a, b, 1, 2, "before")
+	shake := func(what string) bool {
+		t.Helper()
+		before, _ := a.device.Stats(id)
+		if err := a.device.Handshake(id, true); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			if s, _ := a.device.Stats(id); s.LastHandshake.After(before.LastHandshake) {
+				passesOn(t, a, b, 1, 2, what)
+				return true
+			}
+		}
+		return false
+	}
+	next := secret.New(bytes.Repeat([]byte{6}, 32))
+	for i, l := range []*loop{a, b} {
+		if err := l.device.SetPresharedKey(id, next); err != nil {
+			t.Fatal(err)
+		}
+		if !shake(fmt.Sprint("changed at ", i+1)) {
+			t.Fatalf("no handshake with the key changed at %d ends", i+1)
+		}
+	}
+	if err := b.device.SetPresharedKey(id, secret.New(bytes.Repeat([]byte{5}, 32))); err != nil {
+		t.Fatal(err)
+	}
+	if shake("with the former key") {
+		t.Error("a handshake under the former key was taken after one under the new")
+	}
+}
+
+// TestWaitingEnds has packets wait for somebody who never comes.
+func TestWaitingEnds(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	b.send(packet(2, 1, "to nobody yet")) // b's peer starts every handshake
+	eventually(t, "a packet waits", func() bool { return b.engine.stagedOctets.Load() > 0 })
+	p, err := b.device.find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.due(now().Add(stagedTime / 2))
+	if b.engine.stagedOctets.Load() == 0 {
+		t.Error("the packet is dropped too soon")
+	}
+	p.due(now().Add(stagedTime))
+	if n := b.engine.stagedOctets.Load(); n != 0 || b.engine.counts.unstaged.Load() != 1 {
+		t.Errorf("%d octets wait after %v, %d packets dropped, want 0 and 1", n, stagedTime, b.engine.counts.unstaged.Load())
+	}
+}
+
+// TestReplay sends each datagram twice.
+func TestReplay(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	front, back := listenLoopback(t), listenLoopback(t)
+	pump(t, front, func(p []byte, _ netip.AddrPort) {
+		back.WriteToUDPAddrPort(p, b.addr())
+		back.WriteToUDPAddrPort(p, b.addr())
+	})
+	pump(t, back, func(p []byte, _ netip.AddrPort) { front.WriteToUDPAddrPort(p, a.addr()) })
+	id := sessions(a, b, front.LocalAddr().(*net.UDPAddr).AddrPort())
+	for i := range 20 {
+		passesOn(t, a, b, 1, 2, fmt.Sprint(i))
+	}
+	if s, _ := b.device.Stats(id); s.RxPackets != 20 {
+		t.Errorf("%d packets received, want 20", s.RxPackets)
+	}
+}
+
+// TestManySessions adds a great number, and measures the last of them.
+func TestManySessions(t *testing.T) {
+	const n, measured = 100_000, 1000
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var took time.Duration
+	ids := make([]session.ID, n)
+	for i := range n {
+		s := engine.Session{ID: session.NewID(), Gate: engine.Open, Responder: true, AllowedIPs: []netip.Prefix{
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)}}
+		binary.BigEndian.PutUint32(s.PeerKey[4:], uint32(i+1))
+		ids[i] = s.ID
+		start := time.Now()
+		if err := b.device.Add(s); err != nil {
+			t.Fatal(err)
+		}
+		if i >= n-measured {
+			took += time.Since(start)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	perSession := (after.HeapAlloc - before.HeapAlloc) / n
+	t.Logf("%v to add one, %d octets each", took/measured, perSession)
+	if perSession > 2500 {
+		t.Errorf("a session that does nothing takes %d octets, want at most 2500", perSession)
+	}
+	if took/measured > time.Millisecond { // a bound for busy machines: the aim is 50 µs
+		t.Errorf("adding one at %d takes %v", n, took/measured)
+	}
+	passesOn(t, a, b, 1, 2, "among many")
+	start := time.Now()
+	for _, id := range ids {
+		if _, err := b.device.Stats(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%v to read all counters", time.Since(start))
+	if goroutines := runtime.NumGoroutine(); goroutines > 100 {
+		t.Errorf("%d goroutines, want a few", goroutines)
+	}
+	if err := b.device.Remove(id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// FuzzDatagram: anybody on the Internet chooses what arrives, and a peer with
+// keys what stands inside. Nothing may be read outside of it, and nothing but
+// what is the peer's may reach the host.
+func FuzzDatagram(f *testing.F) {
+	f.Add([]byte{4, 0, 0, 0, 1, 2, 3, 4}, 32, false)
+	f.Add(packet(1, 2, "x"), 100, true)
+	f.Add(packet(3, 2, "x"), 100, true)
+	f.Add(form{v6: true, tcp: true, payload: []byte("x")}.packet(), 1, true)
+	f.Add(bytes.Repeat([]byte{1, 0, 0, 0}, 37), 148, false)
+	t := &testing.T{}
+	a, b := newLoop(t), newLoop(t)
+	f.Cleanup(func() { a.engine.Close(); b.engine.Close() })
+	sessions(a, b, b.addr())
+	a.send(packet(1, 2, "x"))
+	if b.receive(5*time.Second) == nil {
+		f.Fatal("no session")
+	}
+	in := newInbound(b.engine, b.engine.sockets[0])
+	p := a.device.byKey[b.public]
+	eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
+	name := newEndpoint(a.addr(), source{}, 0).name
+	f.Fuzz(func(t *testing.T, data []byte, size int, keyed bool) {
+		in.now = now()
+		if keyed {
+			pair := p.current.Load()
+			counter, ok := pair.NextCounters(1)
+			if !ok || len(data) > 2000 {
+				return
+			}
+			data = pair.Seal(nil, counter, data, 1420)
+			size = len(data)
+		}
+		m := message{data: append([]byte(nil), data...), size: max(1, size), name: &name}
+		in.message(&m)
+		in.write()
+		for {
+			buf := make([]byte, 1<<16)
+			n, err := unix.Read(b.host, buf)
+			if err != nil {
+				break
+			}
+			if _, src, ok := parseIP(buf[vnetLen:n]); !ok || src != netip.MustParseAddr("10.0.0.1") {
+				t.Fatalf("the host got %x", buf[:n])
+			}
+		}
+	})
+}

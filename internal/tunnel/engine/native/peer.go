@@ -1,0 +1,413 @@
+package native
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tunneld/internal/event"
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/noise"
+)
+
+const (
+	// maxStaged is how many packets of one session may wait for a handshake,
+	// which gives them a key or proves where the peer is.
+	maxStaged = 128
+	// stagedTime is how long they may: two tries. Then they are of no use to
+	// anybody, and others need the room.
+	stagedTime = 2 * noise.RekeyTimeout
+	// maxStagedOctets bounds what waits in all sessions together.
+	maxStagedOctets = 16 << 20
+	// amplification is how many octets an address that has proved nothing gets
+	// for each that came from it (as RFC 9000, section 8.1).
+	amplification = 3
+	// proofInterval is how often we ask such an address for a proof.
+	proofInterval = time.Second
+	// maxProofs is how often.
+	maxProofs = int(noise.RekeyAttemptTime / proofInterval)
+)
+
+// A direction, seen from here, also says which address of a packet names the
+// session: the first (source) of those received, the second of those sent.
+const (
+	rx = iota
+	tx
+)
+
+// A peer is one session. The data path uses what is atomic.
+type peer struct {
+	d   *Device
+	id  session.ID
+	key engine.PublicKey
+
+	gate     atomic.Uint32 // an engine.Gate
+	ends     atomic.Int64  // deadline, a noise.Instant; 0: none
+	current  atomic.Pointer[noise.Keypair]
+	endpoint atomic.Pointer[endpoint]
+	counts   [2]struct{ packets, bytes atomic.Uint64 } // by direction
+	dropped  atomic.Uint64
+	timers   noise.Timers
+	standsAt atomic.Int64 // when the agenda looks at this peer; 0: it does not
+	asks     atomic.Bool  // a handshake is to be started at the next look
+	doubted  atomic.Bool  // endpoint has not proved that the peer is there: budget counts
+	budget   atomic.Int64 // octets that may be sent there until it has
+	proof    atomic.Bool  // a proof is to be asked for at the next look
+
+	mu            sync.Mutex // the handshake lock: guards everything below
+	removed       bool
+	protocol      *noise.Peer
+	ring          noise.Keypairs
+	handshake     *noise.Handshake // ours, in flight; nil: none
+	psk           secret.Value
+	formerPSK     secret.Value  // the one before
+	formerUntil   noise.Instant // answers under it are taken until then
+	responder     bool
+	dialled       netip.AddrPort // we chose this address: routes choose the source; zero: none
+	answered      netip.AddrPort // where the last response went
+	proofAt       noise.Instant  // when a proof was asked for last
+	proofs        int            // how often, in vain
+	lastHandshake time.Time
+	keepalive     time.Duration
+	staged        [][]byte
+	stagedUntil   noise.Instant
+
+	prefixes []netip.Prefix // guarded by the device's mu
+}
+
+// want asks for a handshake, for the data path: it may cost an X25519.
+func (p *peer) want(t noise.Instant) {
+	send, wake := p.timers.Want(t, false)
+	if send {
+		p.asks.Store(true)
+		wake = t
+	}
+	p.d.engine.agenda.at(p, wake)
+}
+
+// due does what is due at t. The agenda calls it.
+func (p *peer) due(t noise.Instant) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.removed {
+		return
+	}
+	do, wake := p.timers.Expire(t)
+	p.d.engine.agenda.at(p, wake)
+	if do&noise.WipeKeys != 0 {
+		p.clearLocked()
+	}
+	if do&noise.NoAnswer != 0 {
+		p.abandonLocked()
+		p.unstageLocked()
+		p.d.log.Debug("handshake had no answer", event.KeyPeer, p.key.String())
+	}
+	if do&noise.SendInitiation != 0 {
+		if e := p.endpoint.Load(); e != nil {
+			e.set(flagSourceCleared) // it may be the cause of the trouble
+		}
+	}
+	if p.asks.Swap(false) || do&noise.SendInitiation != 0 {
+		p.initiateLocked(t)
+	}
+	if p.proof.Load() {
+		p.askForProofLocked(t)
+	}
+	switch {
+	case len(p.staged) == 0:
+	case t >= p.stagedUntil:
+		p.unstageLocked()
+	default:
+		p.d.engine.agenda.at(p, p.stagedUntil)
+	}
+	if do&noise.SendKeepalive != 0 {
+		p.keepaliveLocked(t)
+	}
+}
+
+// askForProofLocked starts a handshake with the address that the peer seems to
+// be at, whoever starts them otherwise: an answer shows that the peer is there.
+// It goes on as long as packets wait for it, to the end of a handshake's tries.
+func (p *peer) askForProofLocked(t noise.Instant) {
+	if !p.doubted.Load() || len(p.staged) == 0 || p.proofs == maxProofs {
+		p.proof.Store(false)
+		p.proofs = 0
+		return
+	}
+	if t.Sub(p.proofAt) >= proofInterval {
+		p.proofAt = t
+		p.proofs++
+		p.initiateLocked(t)
+	}
+	p.d.engine.agenda.at(p, p.proofAt.Add(proofInterval))
+}
+
+// startLocked begins a handshake now if the protocol allows it, else as soon
+// as it does.
+func (p *peer) startLocked(t noise.Instant, urgent bool) {
+	send, wake := p.timers.Want(t, urgent)
+	p.d.engine.agenda.at(p, wake)
+	if send {
+		p.initiateLocked(t)
+	}
+}
+
+// initiateLocked sends an initiation; the one before it is forgotten.
+func (p *peer) initiateLocked(t noise.Instant) {
+	e := p.d.engine
+	p.d.keyMu.RLock()
+	defer p.d.keyMu.RUnlock()
+	k := p.d.key.Load()
+	if k == nil {
+		return
+	}
+	to := p.endpoint.Load()
+	if to == nil { // the timers try again
+		return
+	}
+	p.abandonLocked()
+	entry, err := e.table.take(p)
+	if err != nil {
+		e.complain("handshake", err)
+		return
+	}
+	var b [noise.InitiationSize]byte
+	message, handshake, err := k.CreateInitiation(b[:0], p.protocol, entry.index, t, time.Now())
+	if err != nil {
+		e.table.drop(entry)
+		e.complain("handshake", err)
+		return
+	}
+	p.handshake = handshake
+	e.sendMessage(to, message)
+}
+
+// abandonLocked forgets an initiation in flight.
+func (p *peer) abandonLocked() {
+	if p.handshake != nil {
+		p.d.engine.table.drop(p.d.engine.table.find(p.handshake.Index()))
+		p.handshake.Wipe()
+		p.handshake = nil
+	}
+}
+
+// sendMessage sends one datagram, outside of any batch.
+func (e *Engine) sendMessage(to *endpoint, message []byte) {
+	e.control.Lock()
+	defer e.control.Unlock()
+	s := e.control.sender
+	s.commit(to, copy(s.room(len(message)), message), 0)
+	s.flush()
+}
+
+// keepaliveLocked sends an empty packet, or asks for a handshake where there
+// is no key to seal it with.
+func (p *peer) keepaliveLocked(t noise.Instant) {
+	pair, to := p.ring.Current, p.endpoint.Load()
+	if pair == nil || !pair.MaySend(t) {
+		p.startLocked(t, false)
+		return
+	}
+	counter, ok := pair.NextCounters(1)
+	if !ok || to == nil {
+		return
+	}
+	var b [noise.KeepaliveSize]byte
+	if message := pair.Seal(b[:0], counter, nil, 0); p.afford(len(message), t) {
+		p.d.engine.sendMessage(to, message)
+	}
+	p.d.engine.agenda.at(p, p.timers.KeepaliveSent(t))
+}
+
+// afford reports whether n octets may be sent to the endpoint now.
+func (p *peer) afford(n int, t noise.Instant) bool {
+	if !p.doubted.Load() || p.budget.Add(-int64(n)) >= 0 {
+		return true
+	}
+	p.budget.Add(int64(n))
+	if !p.proof.Swap(true) {
+		p.d.engine.agenda.at(p, t)
+	}
+	return false
+}
+
+// installLocked makes pair the one that is sent with from now on, once what
+// has waited for it is on its way.
+func (p *peer) installLocked(t noise.Instant) {
+	if pair := p.ring.Current; pair != nil && len(p.staged) > 0 {
+		p.flushStagedLocked(pair, t)
+	}
+	p.publishLocked()
+}
+
+// publishLocked shows the data path the current keypair.
+func (p *peer) publishLocked() { p.current.Store(p.ring.Current) }
+
+// buryLocked wipes keypairs that have left the ring, and frees their indices.
+func (p *peer) buryLocked(pairs ...*noise.Keypair) {
+	for _, pair := range pairs {
+		if pair != nil {
+			p.d.engine.table.drop(p.d.engine.table.find(pair.Local))
+			pair.Retire()
+		}
+	}
+}
+
+// clearLocked ends all keypairs and the handshake in flight.
+func (p *peer) clearLocked() {
+	p.abandonLocked()
+	dropped := p.ring.Clear()
+	p.publishLocked()
+	p.buryLocked(dropped[:]...)
+}
+
+// completeLocked notes that a handshake has ended well.
+func (p *peer) completeLocked(t noise.Instant) {
+	p.lastHandshake = time.Now()
+	p.d.engine.agenda.at(p, p.timers.Complete(t))
+}
+
+// confirm is called with the first packets that were opened with the pair of
+// e, a handshake that the peer started; from is where they came from.
+func (p *peer) confirm(e *entry, pair *noise.Keypair, from *endpoint, t noise.Instant) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k := p.d.key.Load()
+	if p.removed || k == nil || p.ring.Next != pair {
+		e.fresh.Store(false)
+		return
+	}
+	dropped, promoted := p.ring.Confirmed(pair, t, k.Wins(noise.PublicKey(p.key)))
+	if promoted {
+		e.fresh.Store(false)
+		p.abandonLocked()
+		p.completeLocked(t)
+		p.moveLocked(from, 0, from.dst == p.answered) // there our response was seen
+		p.installLocked(t)
+	}
+	p.buryLocked(dropped[:]...)
+}
+
+// stage keeps a packet until there is a key and an endpoint. It returns a pair
+// and where to instead if both are there meanwhile.
+func (p *peer) stage(packet []byte, t noise.Instant) (*noise.Keypair, *endpoint) {
+	p.want(t)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pair, to := p.ring.Current, p.endpoint.Load(); pair != nil && to != nil && pair.MaySend(t) && pair.Hold() {
+		return pair, to
+	}
+	p.stageLocked(packet, t)
+	return nil, nil
+}
+
+// stageUnproved keeps a packet until the peer's address has proved itself.
+func (p *peer) stageUnproved(packet []byte, t noise.Instant) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stageLocked(packet, t)
+}
+
+// stageLocked keeps a packet, if need be in the place of the oldest.
+func (p *peer) stageLocked(packet []byte, t noise.Instant) {
+	e := p.d.engine
+	if p.removed || e.stagedOctets.Load() > maxStagedOctets {
+		e.counts.unstaged.Add(1)
+		return
+	}
+	if len(p.staged) == 0 {
+		p.stagedUntil = t.Add(stagedTime)
+		e.agenda.at(p, p.stagedUntil)
+	}
+	if len(p.staged) == maxStaged {
+		e.stagedOctets.Add(-int64(len(p.staged[0])))
+		p.staged = append(p.staged[:0], p.staged[1:]...)
+		e.counts.unstaged.Add(1)
+	}
+	p.staged = append(p.staged, append([]byte(nil), packet...))
+	e.stagedOctets.Add(int64(len(packet)))
+}
+
+// unstageLocked drops what waits.
+func (p *peer) unstageLocked() {
+	for _, packet := range p.staged {
+		p.d.engine.stagedOctets.Add(-int64(len(packet)))
+	}
+	p.d.engine.counts.unstaged.Add(uint64(len(p.staged)))
+	p.staged = nil
+}
+
+// flushStagedLocked sends what waits with pair.
+func (p *peer) flushStagedLocked(pair *noise.Keypair, t noise.Instant) {
+	to, e := p.endpoint.Load(), p.d.engine
+	if to == nil || !pair.MaySend(t) {
+		return
+	}
+	e.control.Lock()
+	defer e.control.Unlock()
+	s := e.control.sender
+	for _, packet := range p.staged {
+		e.stagedOctets.Add(-int64(len(packet)))
+		counter, ok := pair.NextCounters(1)
+		if !ok || !p.afford(noise.SealedSize(len(packet), p.d.mtu), t) {
+			e.counts.unstaged.Add(1)
+			continue
+		}
+		room := s.room(noise.SealedSize(len(packet), p.d.mtu))
+		s.commit(to, len(pair.Seal(room[:0], counter, packet, p.d.mtu)), innerECN(packet))
+	}
+	s.flush()
+	p.staged = nil
+	e.agenda.at(p, p.timers.DataSent(t))
+}
+
+// goesToLocked sets the endpoint because the control plane says so.
+func (p *peer) goesToLocked(addr netip.AddrPort) {
+	addr = numericZone(addr)
+	p.dialled = netip.AddrPort{}
+	if !p.responder {
+		p.dialled = addr
+	}
+	to := newEndpoint(addr, source{}, 0)
+	to.routed = !p.responder
+	p.doubted.Store(false)
+	p.endpoint.Store(to)
+}
+
+// heard is called for packets that opened: the peer is at from. octets is what
+// came from there; newest, whether a packet among them is newer than all
+// before: a late one must not move the peer back.
+func (p *peer) heard(from *endpoint, octets int, newest bool) {
+	if at := p.endpoint.Load(); at != nil && at.covers(from) {
+		if p.doubted.Load() {
+			p.budget.Add(amplification * int64(octets))
+		}
+	} else if newest || at == nil {
+		p.mu.Lock()
+		p.moveLocked(from, octets, false)
+		p.mu.Unlock()
+	}
+}
+
+// moveLocked sets the endpoint to where a packet came from. An address that
+// we did not choose, and that has not proved that the peer is there, is sent
+// little until it has: else anybody who has a key could aim his download at a
+// victim.
+func (p *peer) moveLocked(from *endpoint, octets int, proved bool) {
+	at := p.endpoint.Load()
+	switch {
+	case proved || from.dst == p.dialled:
+		p.doubted.Store(false)
+	case at == nil || at.dst != from.dst:
+		p.budget.Store(amplification * int64(octets))
+		p.doubted.Store(true)
+	}
+	if from.dst == p.dialled {
+		from = newEndpoint(from.dst, source{}, 0)
+		from.routed = true
+	}
+	p.endpoint.Store(from)
+}

@@ -1,0 +1,126 @@
+package native
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestSender sends datagrams of all sizes and marks to two places, with and
+// without segmentation, and expects each whole and in order.
+func TestSender(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		e, err := New(Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), NoOffload: plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		var conns []*net.UDPConn
+		var to []*endpoint
+		for range 2 {
+			c := listenLoopback(t)
+			defer c.Close()
+			c.SetReadBuffer(8 << 20)
+			conns = append(conns, c)
+			to = append(to, newEndpoint(c.LocalAddr().(*net.UDPAddr).AddrPort(), source{}, 0))
+		}
+		s := newSender(e, arenaSize)
+		want := make([][][]byte, 2)
+		add := func(which, size int, ecn byte) {
+			b := bytes.Repeat([]byte{byte(len(want[which]) + 1)}, size)
+			s.commit(to[which], copy(s.room(size), b), ecn)
+			want[which] = append(want[which], b)
+		}
+		for range 150 { // more than one message's worth
+			add(0, 100, 0)
+		}
+		for i := range 10 { // growing: each a message
+			add(0, 200+i, 0)
+		}
+		for i := range 10 { // by turns
+			add(i%2, 300, 0)
+		}
+		for i := range 10 { // of several marks
+			add(1, 50, byte(i%3))
+		}
+		for range 60 { // more than the arena's worth
+			add(1, 4000, ecnECT0)
+		}
+		add(1, 20000, 0)
+		s.flush()
+		if s.waiting() != 0 {
+			t.Errorf("%d octets wait after flush", s.waiting())
+		}
+		for which, c := range conns {
+			b := make([]byte, 1<<16)
+			for i, w := range want[which] {
+				c.SetReadDeadline(time.Now().Add(5 * time.Second))
+				n, err := c.Read(b)
+				if err != nil {
+					t.Fatalf("plain %v, place %d: datagram %d of %d: %v", plain, which, i, len(want[which]), err)
+				}
+				if !bytes.Equal(b[:n], w) {
+					t.Fatalf("plain %v, place %d: datagram %d = %d octets of %d, want %d of %d", plain, which, i, n, b[0], len(w), w[0])
+				}
+			}
+		}
+		if n := e.counts.unsent.Load(); n != 0 {
+			t.Errorf("plain %v: %d datagrams were refused", plain, n)
+		}
+	}
+}
+
+// TestRuns says what is sent as one message.
+func TestRuns(t *testing.T) {
+	e := &Engine{sockets: []*socket{{local: netip.MustParseAddrPort("127.0.0.1:9")}}}
+	e.sockets[0].gso.Store(true)
+	a, b := newEndpoint(netip.MustParseAddrPort("127.0.0.1:1"), source{}, 0), newEndpoint(netip.MustParseAddrPort("127.0.0.1:2"), source{}, 0)
+	for name, c := range map[string]struct {
+		to    []*endpoint
+		sizes []int
+		want  []int // datagrams in each run
+	}{
+		"equal":          {[]*endpoint{a, a, a}, []int{10, 10, 10}, []int{3}},
+		"shorter last":   {[]*endpoint{a, a, a}, []int{10, 10, 5}, []int{3}},
+		"after shorter":  {[]*endpoint{a, a, a}, []int{10, 5, 5}, []int{2, 1}},
+		"longer":         {[]*endpoint{a, a}, []int{10, 11}, []int{1, 1}},
+		"another":        {[]*endpoint{a, b, a}, []int{10, 10, 10}, []int{1, 1, 1}},
+		"segment limit":  {slices.Repeat([]*endpoint{a}, 65), slices.Repeat([]int{9}, 65), []int{64, 1}},
+		"datagram limit": {slices.Repeat([]*endpoint{a}, 3), slices.Repeat([]int{30000}, 3), []int{2, 1}},
+	} {
+		s := newSender(e, arenaSize)
+		for i, to := range c.to {
+			s.room(c.sizes[i])
+			s.commit(to, c.sizes[i], 0)
+		}
+		var got []int
+		for _, r := range s.runs[:s.n] {
+			got = append(got, r.count)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: runs of %v datagrams, want %v", name, got, c.want)
+		}
+	}
+}
+
+// TestControl writes control messages and reads them back.
+func TestControl(t *testing.T) {
+	e := newEndpoint(netip.MustParseAddrPort("[2001:db8::2]:9"), source{netip.MustParseAddr("2001:db8::1"), 7}, 0)
+	b := e.appendTrafficClass(e.appendSource(make([]byte, 0, controlSize)), ecnMarked)
+	b, size := appendControl(b, unix.IPPROTO_UDP, unix.UDP_GRO, 4)
+	*(*int32)(size) = 1200
+	var m message
+	m.parse(b)
+	if m.src != e.src || m.ecn != ecnMarked || m.size != 1200 {
+		t.Errorf("parse = %+v, want source %v, mark %02b, size 1200", m, e.src, ecnMarked)
+	}
+	for n := range b { // cut short anywhere, nothing is read beyond the end
+		var m message
+		m.parse(b[:n:n])
+	}
+}

@@ -1,0 +1,176 @@
+package native
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine"
+)
+
+const (
+	tunPath = "/dev/net/tun"
+	// minMTU is what the kernel takes for IPv4; IPv6 needs 1280.
+	minMTU = 68
+	maxMTU = 65535
+	// maxQueues bounds the threads that read from one interface.
+	maxQueues = 4
+
+	tcpOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+	udpOffloads = unix.TUN_F_USO4 | unix.TUN_F_USO6 // Linux 6.2
+)
+
+// A tunnel is the descriptors of one TUN interface, one for each queue. Each
+// packet has a vnetHeader in front.
+type tunnel struct {
+	name string
+	fds  []int
+	tcp  atomic.Bool // large TCP packets may be written
+	udp  atomic.Bool // large UDP packets may be written
+
+	// mu is held for reading by the threads of sockets while they write. The
+	// queues' own threads have ended when close is called.
+	mu sync.RWMutex
+}
+
+// openTUN makes the interface, or takes over a persistent one of a single queue
+// that nobody holds. It vanishes with the descriptors unless it is persistent.
+func openTUN(c engine.DeviceConfig, queues int, offload bool) (*tunnel, error) {
+	if c.Interface == "" || len(c.Interface) >= unix.IFNAMSIZ {
+		return nil, fmt.Errorf("interface name %q: want 1 to %d octets", c.Interface, unix.IFNAMSIZ-1)
+	}
+	if c.MTU < minMTU || c.MTU > maxMTU {
+		return nil, fmt.Errorf("interface %s: MTU %d: want %d to %d", c.Interface, c.MTU, minMTU, maxMTU)
+	}
+	if queues <= 0 {
+		queues = min(runtime.NumCPU(), maxQueues)
+	}
+	t := &tunnel{name: c.Interface}
+	if err := t.attach(queues); err != nil {
+		t.close()
+		return nil, tunError(c.Interface, err)
+	}
+	if offload {
+		t.setOffloads()
+	}
+	if err := t.setMTU(c.MTU); err != nil {
+		t.close()
+		return nil, fmt.Errorf("interface %s: %w", c.Interface, permission(err))
+	}
+	return t, nil
+}
+
+// attach makes a new interface with that many queues. One that is there already
+// is asked for with a single queue: then the kernel refuses it if somebody
+// holds it, whereas more queues could be had beside those of another process.
+func (t *tunnel) attach(queues int) error {
+	err := t.addQueue(unix.IFF_MULTI_QUEUE | unix.IFF_TUN_EXCL)
+	if errors.Is(err, unix.EBUSY) {
+		return t.addQueue(0)
+	}
+	for err == nil && len(t.fds) < queues {
+		err = t.addQueue(unix.IFF_MULTI_QUEUE)
+	}
+	return err
+}
+
+// addQueue opens a descriptor. It is never waited on in read(2), see waiter.
+func (t *tunnel) addQueue(flags uint16) error {
+	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	ifr, err := unix.NewIfreq(t.name)
+	if err == nil {
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR | flags)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	}
+	if err == nil { // of a persistent interface it may be another
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetLen)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	t.fds = append(t.fds, fd)
+	return nil
+}
+
+// setOffloads lets the kernel give and take packets larger than the MTU, and
+// leave checksums to us. What a kernel refuses costs speed.
+func (t *tunnel) setOffloads() {
+	tcp, udp := true, true
+	for _, fd := range t.fds {
+		tcp = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcpOffloads) == nil && tcp
+		udp = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcpOffloads|udpOffloads) == nil && udp
+	}
+	t.tcp.Store(tcp)
+	t.udp.Store(udp)
+}
+
+func (t *tunnel) setMTU(mtu int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(t.name)
+	if err != nil {
+		return err
+	}
+	ifr.SetUint32(uint32(mtu))
+	return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr)
+}
+
+// close removes the interface, unless it is persistent.
+func (t *tunnel) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, fd := range t.fds {
+		unix.Close(fd)
+	}
+	t.fds = nil
+}
+
+// read takes a packet from a queue, without waiting.
+func (t *tunnel) read(queue int, b []byte) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_READ, uintptr(t.fds[queue]), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// write gives the host a packet: header and packet in the first vector, and
+// what belongs to it in the others. The caller holds mu.
+func (t *tunnel) write(queue int, vectors []unix.Iovec) error {
+	trap, base, n := uintptr(unix.SYS_WRITEV), uintptr(unsafe.Pointer(&vectors[0])), uintptr(len(vectors))
+	if n == 1 {
+		trap, base, n = unix.SYS_WRITE, uintptr(unsafe.Pointer(vectors[0].Base)), uintptr(vectors[0].Len)
+	}
+	for {
+		if _, _, errno := unix.Syscall(trap, uintptr(t.fds[queue]), base, n); errno == 0 {
+			return nil
+		} else if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+// tunError says what an error of /dev/net/tun means.
+func tunError(name string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w: load the tun module (modprobe tun) or give the container the device: %w", engine.ErrNoTUN, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: interface %s: %w", engine.ErrNotPermitted, name, err)
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EINVAL): // EINVAL: it is no TUN
+		return fmt.Errorf("%w: %s: choose another name, or remove it (ip link delete %s): %w", engine.ErrInterfaceTaken, name, name, err)
+	}
+	return fmt.Errorf("interface %s: %w", name, err)
+}

@@ -1,0 +1,57 @@
+package native
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// pauseMillis is how long a thread waits after an error.
+const pauseMillis = 50
+
+// A bell wakes every thread that waits with it, for good: once rung it stays
+// so.
+type bell struct{ fd int }
+
+func newBell() (*bell, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	return &bell{fd}, nil
+}
+
+func (b *bell) ring() {
+	one := [8]byte{1, 0, 0, 0, 0, 0, 0, 1} // in either byte order not zero
+	_, _ = unix.Write(b.fd, one[:])
+}
+
+func (b *bell) close() { unix.Close(b.fd) }
+
+// A waiter lets a thread wait in poll(2) until a descriptor is readable or a
+// bell rings. That costs one system call more than to block in the read, but
+// can be ended without a signal and without closing a descriptor that others
+// share; the runtime's poller would cost a hand-over between threads.
+type waiter struct{ fds [2]unix.PollFd }
+
+func newWaiter(fd int, b *bell) *waiter {
+	return &waiter{[2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(b.fd), Events: unix.POLLIN}}}
+}
+
+// wait returns false when the bell has rung.
+func (w *waiter) wait() bool {
+	for {
+		_, err := unix.Poll(w.fds[:], -1)
+		if err == nil || !errors.Is(err, unix.EINTR) {
+			return w.fds[1].Revents == 0
+		}
+	}
+}
+
+// pause waits a little, after an error that cannot be explained. It returns
+// false when the bell has rung.
+func (w *waiter) pause() bool {
+	n, err := unix.Poll(w.fds[1:], pauseMillis)
+	return n == 0 || err != nil
+}
