@@ -43,6 +43,10 @@ check: ## format, vet, staticcheck, go.mod, the rules of the tree and its docume
 	cd tools && go vet ./... && go mod tidy -diff && go test ./...
 	go test -count=1 ./internal/house
 
+.PHONY: sim
+sim: ## the control plane in 20,000 simulated schedules, and 28 mistakes it must catch
+	go test -count=1 -timeout 15m -v ./internal/tunnel/sim
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each (default 10s)
 	.ci/fuzz $(FUZZTIME)

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -87,6 +88,9 @@ func (g *gateway) restore() error {
 	if err != nil {
 		return err
 	}
+	// Killed between the beginning of a node's new session and the end of the
+	// one it replaces, both are there: the newer one keeps the addresses.
+	slices.SortStableFunc(saved, func(a, b savedConnection) int { return b.newest().Compare(a.newest()) })
 	for _, c := range saved {
 		if c.record.Role != control.Responder {
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"tunneld/internal/control"
 	"tunneld/internal/secret"
@@ -84,6 +85,16 @@ func (j *journal) saveConnection(link string, r *control.Record, check func(stor
 type savedConnection struct {
 	link   string
 	record *control.Record
+}
+
+// newest is when the youngest of its sessions began.
+func (c savedConnection) newest() (at time.Time) {
+	for _, s := range c.record.Sessions {
+		if s.Began.After(at) {
+			at = s.Began
+		}
+	}
+	return at
 }
 
 func (j *journal) loadConnections() (all []savedConnection, err error) {

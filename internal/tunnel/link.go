@@ -263,7 +263,7 @@ func (l *link) failed(err error) time.Duration {
 	for _, t := range l.tunnels {
 		if t.wanted {
 			t.lastErr, t.denied = err, denied(err)
-			if t.session == nil {
+			if t.session == nil && !l.up { // beside a living transport it may have asked there
 				t.set(session.Idle)
 			}
 		}
@@ -289,12 +289,38 @@ func denied(err error) bool {
 // one that was refused may be asked for again.
 func (l *link) ask(ctx context.Context, conn *control.Conn) time.Duration {
 	wait := idleWait
+	for _, s := range l.unwanted(conn.View().Sessions) {
+		conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseUser}})
+	}
 	for _, open := range l.missing(&wait) {
 		if err := conn.Do(ctx, open); err != nil {
-			return backoffQuick
+			l.notAsked(open.Label)
+			wait = backoffQuick
 		}
 	}
 	return wait
+}
+
+// unwanted are the sessions whose tunnels are down: of a daemon that was killed
+// between the wish and the close.
+func (l *link) unwanted(sessions []control.Session) (all []control.Session) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	for _, s := range sessions {
+		if t := l.labelled(s.Label); t == nil || !t.wanted {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// notAsked takes back that a session was asked for: the connection was over.
+func (l *link) notAsked(label string) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if t := l.labelled(label); t != nil && t.state == session.WaitReply {
+		t.set(session.Idle)
+	}
 }
 
 // missing prepares a request for each tunnel that wants a session, has none,

@@ -3,8 +3,10 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -94,7 +96,9 @@ func wait(t *testing.T, what string, ok func() bool) {
 // newGatewayDaemon is a gateway "hq" with the network "office".
 func newGatewayDaemon(t *testing.T) *daemon {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// A loopback address of its own: a port that is listened on again after a
+	// restart must not have become somebody's outgoing one meanwhile.
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254)))
 	if err != nil {
 		t.Fatal(err)
 	}

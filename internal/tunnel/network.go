@@ -250,21 +250,27 @@ func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member 
 	return mb
 }
 
-// admit decides whether a node may have a session, and gives it what it needs.
-// The caller holds gateway.mu.
-func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, granted []netip.Prefix) (control.Grant, *wire.Result) {
+// admitLocked decides whether a node may have a session; nil: it may. The
+// caller holds gateway.mu.
+func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, granted []netip.Prefix) *wire.Result {
 	if !slices.Contains(networks, n.cfg.Name) {
-		return control.Grant{}, refusal(wire.CauseNetworkRight, "node %q has no right to network %q", p.node, n.cfg.Name)
+		return refusal(wire.CauseNetworkRight, "node %q has no right to network %q", p.node, n.cfg.Name)
 	}
 	if r := n.checkAdvertiseLocked(p, q.Advertise, granted); r != nil {
-		return control.Grant{}, r
+		return r
 	}
 	if r := p.proofTooOld(n); r != nil {
-		return control.Grant{}, r
+		return r
 	}
 	if n.g.members.byKey[q.PublicKey] != nil {
-		return control.Grant{}, refusal(wire.CauseKeyInUse, "that session key is in use")
+		return refusal(wire.CauseKeyInUse, "that session key is in use")
 	}
+	return nil
+}
+
+// grantLocked gives a session what it needs, if there is an address for it. The
+// caller holds gateway.mu.
+func (n *network) grantLocked(p *peerConn) (control.Grant, *wire.Result) {
 	id := session.NewID()
 	lease, err := n.pool.Lease(id, p.node, time.Now())
 	if err != nil {

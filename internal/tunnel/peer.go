@@ -77,10 +77,11 @@ func (p *peerConn) Forget() error {
 // Authorize admits a node that is not revoked, for a new connection and at
 // every resume alike.
 func (p *peerConn) Authorize(a control.AskAuthorize) *wire.Result {
-	p.serial = p.g.registry.RevocationSerial()
+	serial := p.g.registry.RevocationSerial()
 	if _, _, ok := p.g.registry.Rights(a.Binding.PeerID); !ok {
 		return &wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}
 	}
+	p.serial = serial
 	if a.Resume {
 		p.g.m.chores.add("rights "+connectionKey(p.id), p.recheck)
 	}
@@ -113,15 +114,20 @@ func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 	if n == nil {
 		return control.Grant{}, refusal(wire.CauseUnknownNetwork, "there is no network %q here", a.Request.RemoteEnd)
 	}
-	p.serial = g.registry.RevocationSerial()
+	serial := g.registry.RevocationSerial()
 	networks, advertise, ok := g.registry.Rights(p.nodeID)
 	if !ok {
 		return control.Grant{}, refusal(wire.CauseRevoked, "node %q is revoked", p.node)
 	}
+	p.serial = serial
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.replaceLocked(n, p)
-	grant, r := n.admitLocked(p, a.Request, networks, advertise)
+	var grant control.Grant
+	r := n.admitLocked(p, a.Request, networks, advertise)
+	if r == nil {
+		g.replaceLocked(n, p)
+		grant, r = n.grantLocked(p)
+	}
 	if r != nil {
 		g.m.log.Warn("session refused", event.KeyNode, p.node, event.KeyNetwork, a.Request.RemoteEnd, event.KeyCause, r.Describe(wire.TypeCDN))
 		g.m.publish(event.Event{Kind: event.SessionRefused, Node: p.node, Network: a.Request.RemoteEnd, Cause: r.Describe(wire.TypeCDN)})

@@ -298,7 +298,7 @@ func epochText(epoch uint32) string { return fmt.Sprintf("key epoch %d", epoch) 
 // its node still has the right to it (control.KeyHandler).
 func (p *peerConn) Arm(s control.Session) *wire.Result {
 	g := p.g
-	p.serial = g.registry.RevocationSerial()
+	serial := g.registry.RevocationSerial()
 	networks, _, ok := g.registry.Rights(p.nodeID)
 	switch {
 	case !ok:
@@ -306,6 +306,7 @@ func (p *peerConn) Arm(s control.Session) *wire.Result {
 	case !slices.Contains(networks, s.Network):
 		return refusal(wire.CauseNetworkRight, "node %q has lost its right to network %q", p.node, s.Network)
 	}
+	p.serial = serial
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	mb := g.members.byID[s.ID]

@@ -1,0 +1,497 @@
+package sim
+
+import (
+	"crypto/ecdh"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/pool"
+)
+
+// gateway decides as the gateway of internal/tunnel does.
+type gateway struct {
+	w        *world
+	h        *host
+	networks []*network
+	peers    []*peer
+	members  []*member
+}
+
+// network is one of a gateway's; the pool is the real one.
+type network struct {
+	name    string
+	pools   []netip.Prefix
+	cooloff time.Duration
+	timers  wire.Timers
+	private secret.Value
+	public  [32]byte
+	pool    *pool.Pool
+	all     []netip.Addr // every address it can lease, of the first family
+	routes  []netip.Prefix
+}
+
+// peer is a node's control connection (control.Handler).
+type peer struct {
+	g      *gateway
+	c      *conn
+	node   string
+	nodeID session.ID
+	serial uint64
+}
+
+// member is a session that has its addresses and a place in the data plane.
+type member struct {
+	id     session.ID
+	n      *network
+	p      *peer
+	local  uint32
+	open   bool
+	routes []netip.Prefix
+}
+
+func (w *world) keyPair() (secret.Value, [32]byte) {
+	var raw [32]byte
+	w.Read(raw[:])
+	k, err := ecdh.X25519().NewPrivateKey(raw[:])
+	if err != nil {
+		panic(err) // 32 octets are a key
+	}
+	return secret.New(raw[:]), [32]byte(k.PublicKey().Bytes())
+}
+
+func (w *world) newGateway(i, networks, room int) *gateway {
+	g := &gateway{w: w, h: w.newHost(fmt.Sprintf("gateway%d", i))}
+	for j := range networks {
+		n := &network{
+			name: fmt.Sprintf("net%d", j), cooloff: w.between(10*time.Second, 2*time.Minute),
+			timers: wire.Timers{Hello: w.between(4*time.Second, 15*time.Second).Truncate(time.Second), Misses: uint16(2 + w.rng.IntN(2)), Grace: w.between(20*time.Second, 3*time.Minute).Truncate(time.Second)},
+		}
+		n.pools = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i), byte(j), 0}), 32-room)}
+		if w.chance(2) {
+			n.pools = append(n.pools, netip.MustParsePrefix(fmt.Sprintf("fd77:%d:%d::/64", i, j)))
+		}
+		n.private, n.public = w.keyPair()
+		n.reroute(0)
+		for a := n.pools[0].Addr().Next().Next(); n.pools[0].Contains(a.Next()); a = a.Next() {
+			n.all = append(n.all, a)
+		}
+		g.networks = append(g.networks, n)
+	}
+	g.h.starts, g.h.stops = g.starts, g.stops
+	return g
+}
+
+// reroute gives the network its i-th set of routes.
+func (n *network) reroute(i int) {
+	n.routes = append(slices.Clone(n.pools), netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(i >> 8), byte(i), 0}), 24))
+}
+
+// starts restores what the disk has.
+func (g *gateway) starts() {
+	for _, n := range g.networks {
+		p, err := pool.New(n.pools, n.cooloff)
+		if err != nil {
+			panic(err) // the prefixes are ours
+		}
+		n.pool = p
+	}
+	g.w.ghost.restarted(g)
+	var orphans []func()
+	for _, r := range slices.Clone(g.h.disk.rows) {
+		rec := r.load()
+		p := &peer{g: g, node: rec.PeerName, nodeID: rec.PeerID}
+		for _, s := range rec.Sessions {
+			if s.ID.IsZero() {
+				continue
+			}
+			m := g.newMember(p, s)
+			m.open = true
+			if g.h.disk.holders[s.Network+"/"+s.Addresses[0].String()] != s.ID { // replaced, and not closed yet
+				g.w.ghost.orphaned(g, s.ID, nil)
+				g.forgetMember(m)
+				orphans = append(orphans, func() { p.c.do(control.CloseSession{LocalID: s.LocalID, Result: administrative(wire.CauseReplaced)}) })
+				continue
+			}
+			if err := m.n.pool.Restore(pool.Lease{Session: s.ID, Owner: p.node, Addresses: s.Addresses}); err != nil {
+				g.w.ghost.orphaned(g, s.ID, err)
+				g.forgetMember(m)
+				orphans = append(orphans, func() {
+					p.c.do(control.CloseSession{LocalID: s.LocalID, Result: administrative(wire.CauseConfiguration)})
+				})
+			}
+		}
+		p.c = g.w.newConn(g.h, control.Responder, r.id, "", p)
+		p.c.done = func() { g.forgetPeer(p) }
+		g.peers = append(g.peers, p)
+		p.c.restored(rec, g.h.graceLeft(rec))
+	}
+	for _, n := range g.networks {
+		var rests []pool.Rest
+		for _, a := range n.all {
+			if r, ok := g.h.disk.rests[n.name+"/"+a.String()]; ok {
+				rests = append(rests, r.Rest)
+			}
+		}
+		n.pool.RestoreRests(rests, g.h.wall())
+	}
+	for _, o := range orphans {
+		o()
+	}
+	g.cutRevoked()
+}
+
+// graceLeft is that of internal/tunnel.
+func (h *host) graceLeft(r *control.Record) time.Duration {
+	if r.SuspendedAt.IsZero() {
+		return r.Timers.Grace
+	}
+	return max(0, min(r.Timers.Grace, r.Timers.Grace-h.wall().Sub(r.SuspendedAt)))
+}
+
+func (g *gateway) stops() { g.peers, g.members = nil, nil }
+
+func (g *gateway) network(name string) *network {
+	for _, n := range g.networks {
+		if n.name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (g *gateway) forgetPeer(p *peer) {
+	g.peers = slices.DeleteFunc(g.peers, func(o *peer) bool { return o == p })
+}
+
+func (g *gateway) forgetMember(m *member) {
+	g.members = slices.DeleteFunc(g.members, func(o *member) bool { return o == m })
+}
+
+func (g *gateway) newMember(p *peer, s control.Session) *member {
+	m := &member{id: s.ID, n: g.network(s.Network), p: p, local: s.LocalID, routes: s.Routes}
+	g.members = append(g.members, m)
+	return m
+}
+
+// soon is a chore: not now, and not if the daemon is gone by then.
+func (g *gateway) soon(fn func()) { g.h.after(g.w.between(0, 300*time.Millisecond), fn) }
+
+// control takes the first message of a transport.
+func (g *gateway) control(e *end, first *wire.Packet) {
+	q, ok := first.Message.(*wire.SCCRQ)
+	if !ok {
+		e.drop() // a node that could not write down its attempt sends StopCCN alone
+		return
+	}
+	from := e.peer().h
+	p := g.connFor(q, from)
+	if p == nil {
+		res := wire.Result{Code: wire.StopError, Error: wire.ErrorResources, Cause: wire.CauseBusy}
+		if q.Recovery != nil {
+			res = wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume}
+		}
+		g.w.logf("%s refuses [%d] %s: %s", g.h.name, e.l.id, packet(first), res.Describe(wire.TypeStopCCN))
+		b, err := (&wire.Packet{ConnID: q.AssignedID, Nr: 1, Message: &wire.StopCCN{Result: res}}).Append(nil)
+		if err != nil {
+			panic(err) // a literal
+		}
+		e.send(b)
+		e.drop()
+		return
+	}
+	p.c.attach(e, first)
+}
+
+func (g *gateway) connFor(q *wire.SCCRQ, from *host) *peer {
+	if q.Recovery != nil {
+		for _, p := range g.peers {
+			if p.c.id == q.Recovery.RemoteID && p.nodeID == from.id {
+				return p
+			}
+		}
+		return nil
+	}
+	n := 0
+	for _, p := range g.peers {
+		if p.nodeID == from.id {
+			n++
+		}
+	}
+	if n >= 16 {
+		return nil
+	}
+	p := &peer{g: g, node: from.name, nodeID: from.id}
+	p.c = g.w.newConn(g.h, control.Responder, g.freeID(), "", p)
+	p.c.done = func() { g.forgetPeer(p) }
+	p.c.begins()
+	g.peers = append(g.peers, p)
+	return p
+}
+
+func (g *gateway) freeID() uint32 {
+	for {
+		id := g.w.rng.Uint32()
+		if id != 0 && !slices.ContainsFunc(g.peers, func(p *peer) bool { return p.c.id == id }) {
+			return id
+		}
+	}
+}
+
+// Save makes the record durable, with the ends of the sessions that are no more
+// in it.
+func (p *peer) Save(rec *control.Record) error {
+	d := p.g.h.disk
+	return d.commit(func() error {
+		if p.serial != d.serial && d.revoked[p.nodeID] {
+			return &control.Denied{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}, Err: fmt.Errorf("node %q is revoked", p.node)}
+		}
+		p.ledger(rec.Sessions)
+		for _, s := range rec.Sessions {
+			if !s.ID.IsZero() && !d.known(p.c.id, s.ID) {
+				d.holders[s.Network+"/"+s.Addresses[0].String()] = s.ID
+				p.g.w.ghost.sessions[s.ID].durable = true
+			}
+		}
+		return d.put(p.c.id, "", rec)
+	})
+}
+
+// Forget removes the record; what was in it has ended.
+func (p *peer) Forget() error {
+	d := p.g.h.disk
+	return d.commit(func() error {
+		p.ledger(nil)
+		d.remove(p.c.id)
+		return nil
+	})
+}
+
+// ledger enters the ends of the sessions that the disk has and that are not in
+// left.
+func (p *peer) ledger(left []control.Session) {
+	d := p.g.h.disk
+	old := d.record(p.c.id)
+	if old == nil {
+		return
+	}
+	for _, s := range old.Sessions {
+		if s.ID.IsZero() || slices.ContainsFunc(left, func(t control.Session) bool { return t.ID == s.ID }) {
+			continue
+		}
+		p.g.w.ghost.gone(p.c, s.ID, d.ended[s.ID])
+		d.ended[s.ID] = true
+		if d.holders[s.Network+"/"+s.Addresses[0].String()] != s.ID {
+			continue // replaced: the address is in use again
+		}
+		d.rests[s.Network+"/"+s.Addresses[0].String()] = rested{s.Network, pool.Rest{Owner: p.node, Addresses: s.Addresses, FreedAt: p.g.h.wall()}}
+	}
+}
+
+// Authorize admits a node that is not revoked.
+func (p *peer) Authorize(a control.AskAuthorize) *wire.Result {
+	d := p.g.h.disk
+	if d.revoked[a.Binding.PeerID] {
+		return &wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}
+	}
+	p.serial = d.serial // of a look that found no fault: Save looks again where there was a later one
+	p.c.wanted[a.Transport] = true
+	if a.Resume {
+		p.g.soon(p.recheck)
+	}
+	return nil
+}
+
+// recheck closes the sessions that the node has no right to any more.
+func (p *peer) recheck() {
+	if p.c.dead || p.g.h.disk.revoked[p.nodeID] {
+		return
+	}
+	for _, s := range p.c.m.Sessions() {
+		if !p.may(s.Network) {
+			p.c.do(control.CloseSession{LocalID: s.LocalID, Result: administrative(wire.CauseNetworkRight)})
+		}
+	}
+}
+
+func (p *peer) may(network string) bool {
+	return slices.Contains(p.g.h.disk.rights[p.nodeID], network)
+}
+
+func administrative(c wire.Cause) wire.Result {
+	return wire.Result{Code: wire.CDNAdministrative, Cause: c}
+}
+
+func refusal(c wire.Cause) *wire.Result {
+	r := administrative(c)
+	return &r
+}
+
+// Grant decides about a session.
+func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
+	g := p.g
+	n := g.network(a.Request.RemoteEnd)
+	if n == nil {
+		return control.Grant{}, refusal(wire.CauseUnknownNetwork)
+	}
+	if g.h.disk.revoked[p.nodeID] {
+		return control.Grant{}, refusal(wire.CauseRevoked)
+	}
+	p.serial = g.h.disk.serial
+	g.replace(n, p)
+	if !p.may(n.name) {
+		return control.Grant{}, refusal(wire.CauseNetworkRight)
+	}
+	id := g.w.newID()
+	l, err := n.pool.Lease(id, p.node, g.h.wall())
+	if err != nil {
+		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CausePoolExhausted}
+	}
+	g.w.ghost.granted(g, n, id, p.node, l.Addresses, a.Request.PublicKey)
+	var peers []netip.Addr
+	for _, a := range n.pool.Gateway() {
+		peers = append(peers, a.Addr())
+	}
+	return control.Grant{ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: l.Addresses, Peers: peers,
+		Routes: n.routes, MTU: 1420, Timers: n.timers}, nil
+}
+
+// replace makes room for a node's new session.
+func (g *gateway) replace(n *network, p *peer) {
+	for _, m := range slices.Clone(g.members) {
+		if m.n != n || m.p.nodeID != p.nodeID || m.p == p {
+			continue
+		}
+		g.w.ghost.doom(m.id, "replaced")
+		g.drop(m, "replaced")
+		g.soon(func() {
+			m.p.c.do(control.CloseSession{LocalID: m.local, Result: administrative(wire.CauseReplaced)})
+		})
+	}
+}
+
+// SetUp teaches the data plane the session.
+func (p *peer) SetUp(s control.Session) *wire.Result {
+	p.g.w.ghost.keyed(s)
+	m := p.g.newMember(p, s)
+	if !p.g.w.healed && p.g.w.chance(40) {
+		p.g.drop(m, "no data plane")
+		return &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseLocal}
+	}
+	return nil
+}
+
+// Arm has the data plane answer with the next key.
+func (p *peer) Arm(control.Session) *wire.Result {
+	if p.g.h.disk.revoked[p.nodeID] || p.g.w.chance(6) {
+		return refusal(wire.CauseNetworkRight)
+	}
+	return nil
+}
+
+// Sign renews a certificate.
+func (p *peer) Sign(a control.AskSign) ([]byte, *wire.Result) {
+	if p.g.h.disk.revoked[p.nodeID] {
+		return nil, &wire.Result{Code: wire.StopGeneral, Cause: wire.CauseRevoked}
+	}
+	return append([]byte("signed "), a.CSR...), nil
+}
+
+// Notify acts upon what happened.
+func (p *peer) Notify(a control.Action) {
+	g := p.g
+	switch a := a.(type) {
+	case control.Opened:
+		g.soon(func() { g.tidy(p.nodeID) })
+	case control.Resumed:
+		g.w.stats.resumes++
+	case control.SessionUp:
+		if m := g.member(a.Session.ID); m != nil {
+			m.open = true
+			g.w.ghost.sessions[m.id].up = true
+			g.soon(func() { g.announce(m.n) })
+		}
+	case control.SessionDown:
+		g.w.ghost.ended(p.c, a.Session, a.Result)
+		if m := g.member(a.Session.ID); m != nil {
+			g.drop(m, "down")
+		} else if n := g.network(a.Session.Network); n != nil {
+			n.pool.Cancel(a.Session.ID)
+			g.w.ghost.release(a.Session.ID, "never set up")
+		}
+	}
+}
+
+func (g *gateway) member(id session.ID) *member {
+	for _, m := range g.members {
+		if m.id == id {
+			return m
+		}
+	}
+	return nil
+}
+
+// drop takes a session off the data plane and frees its addresses.
+func (g *gateway) drop(m *member, why string) {
+	g.forgetMember(m)
+	m.n.pool.Free(m.id, g.h.wall())
+	g.w.ghost.release(m.id, why)
+}
+
+// tidy ends connections of a node that are suspended and hold no session.
+func (g *gateway) tidy(node session.ID) {
+	for _, p := range slices.Clone(g.peers) {
+		if p.nodeID == node && p.c.m.State() == session.Suspended && len(p.c.m.Sessions()) == 0 {
+			p.c.do(control.Stop{Result: wire.Result{Code: wire.StopGeneral, Cause: wire.CauseReplaced}})
+		}
+	}
+}
+
+// announce tells the sessions of a network its routes.
+func (g *gateway) announce(n *network) {
+	for _, m := range slices.Clone(g.members) {
+		if m.n == n && !slices.Equal(m.routes, n.routes) {
+			m.routes = n.routes
+			m.p.c.do(control.ChangeRoutes{LocalID: m.local, Routes: n.routes})
+		}
+	}
+}
+
+// revoke takes a node's rights, for good.
+func (g *gateway) revoke(node session.ID) {
+	d := g.h.disk
+	if err := d.commit(func() error { d.revoked[node] = true; d.serial++; return nil }); err != nil {
+		return
+	}
+	g.w.logf("%s revokes %v", g.h.name, node)
+	for _, m := range g.members {
+		if m.p.nodeID == node {
+			m.open = false
+			g.w.ghost.doom(m.id, "revoked")
+		}
+	}
+	for _, r := range d.rows {
+		if r.rec.PeerID == node {
+			for _, s := range r.rec.Sessions {
+				g.w.ghost.doom(s.ID, "revoked")
+			}
+		}
+	}
+	g.soon(g.cutRevoked)
+}
+
+// cutRevoked stops the connections of revoked nodes.
+func (g *gateway) cutRevoked() {
+	for _, p := range slices.Clone(g.peers) {
+		if g.h.disk.revoked[p.nodeID] {
+			p.c.do(control.Stop{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
+		}
+	}
+}
+
+var _ control.KeyHandler = (*peer)(nil)
