@@ -20,6 +20,7 @@ import (
 const (
 	sendQueue    = 256              // messages waiting to be written
 	writeTimeout = 10 * time.Second // of one message, and of all that is left when a transport is dropped
+	lastWords    = time.Second      // to read what a peer said before it closed
 )
 
 var errSlowPeer = errors.New("control: peer does not read")
@@ -387,8 +388,10 @@ func (c *Conn) writeLoop(t *transport) {
 			_, err = t.nc.Write(b)
 		}
 		if err != nil {
-			t.nc.Close()
-			c.post(input{ev: Detached{t.id, time.Now(), fmt.Errorf("transport lost: %w", err)}})
+			// A peer that closed may have said why just before: what lies
+			// there unread, a CDN or StopCCN, is read first, by readLoop, which
+			// then tells of the end.
+			t.nc.SetReadDeadline(time.Now().Add(lastWords))
 			for range t.queue { // until Run's goroutine has closed it
 			}
 			return

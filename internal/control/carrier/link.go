@@ -10,7 +10,7 @@ import (
 
 // closeTimeout bounds every orderly end: our last words are sent, and the
 // peer's end is awaited for as long as this.
-const closeTimeout = 250 * time.Millisecond
+const closeTimeout = time.Second
 
 // link is what yamux writes to and reads from: TLS over a socket.
 //

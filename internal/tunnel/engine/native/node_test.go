@@ -248,6 +248,20 @@ func wire(a, b host, name, prefix4, prefix6 string) {
 	a.outside("ip", "link", "add", name, "netns", a.name, "type", "veth", "peer", "name", name, "netns", b.name)
 	a.address(name, prefix4+"1/24", prefix6+"1/64")
 	b.address(name, prefix4+"2/24", prefix6+"2/64")
+	a.awaitPing(prefix6 + "2")
+	b.awaitPing(prefix6 + "1")
+}
+
+// awaitPing waits until an address answers. A fresh one of IPv6 hears no
+// solicitation until the kernel has joined its multicast group, and who asked
+// too soon asks again a second later.
+func (h host) awaitPing(addr string) {
+	h.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); h.ping(addr, 1) == 0; {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s does not answer", addr)
+		}
+	}
 }
 
 // A process is a Node in a host.
@@ -355,15 +369,19 @@ func (p *process) stats(dev string, id session.ID) engine.Stats {
 	return s
 }
 
+// patience is how long a test waits for what must happen: a handshake that a
+// flood keeps out tries again each 5 s, on a machine that may be busy.
+const patience = 60 * time.Second
+
 // eventually waits until cond holds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if cond() {
 			return
 		}
 	}
-	t.Fatalf("after 15 s still not: %s", what)
+	t.Fatalf("after %v still not: %s", patience, what)
 }
 
 // newKey makes a key pair.

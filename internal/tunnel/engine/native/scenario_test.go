@@ -161,6 +161,7 @@ func testTwoDevicesOnOnePort(t *testing.T, k kinds) {
 	}
 	b1.open()
 	b1.address("tnl0", "10.1.0.2/24", "fd01::2/64")
+	gateway.awaitPing("fd01::2") // its own: the kernel is ready for it a moment later
 	a1.do("Handshake", Args{Fresh: true})
 	both("after one was closed and opened")
 	a2.do("Handshake", Args{Fresh: true})
