@@ -7,7 +7,7 @@ import (
 
 // Timers says for one session when to start a handshake, when to send an empty
 // packet and when to wipe keys (paper, chapter 6). It has no clock and no
-// goroutine, owns 64 octets and some, and all its methods are for any
+// goroutine, owns 80 octets, and all its methods are for any
 // goroutine and take no lock: data paths tell it about each batch.
 //
 // Whoever owns it keeps one place in one timer wheel for it. A method that
@@ -24,6 +24,7 @@ type Timers struct {
 	traffic     atomic.Int64 // last packet either way; kept for persistent keepalive only
 	zeroAt      atomic.Int64 // keys are wiped
 	handshakeAt atomic.Int64 // our last initiation or response
+	completeAt  atomic.Int64 // the last handshake's end
 
 	persistent atomic.Int32 // seconds; 0: none
 	attempts   atomic.Int32 // initiations since the handshake was wanted
@@ -31,9 +32,11 @@ type Timers struct {
 	seed       uint32
 }
 
-// How soon an initiation may follow the last handshake message when somebody
-// asked for it, instead of RekeyTimeout: the peer accepts one in 20 ms, and one
-// that is in flight should have a fair chance to be answered.
+// How soon an initiation may follow the last handshake message, or the end of
+// the last handshake, when somebody asked for it, instead of RekeyTimeout. The
+// peer accepts one in 20 ms, and counts from when it came to the one before:
+// that may be long after we sent it, but not after the handshake's end. One that
+// is in flight should have a fair chance to be answered.
 const (
 	urgentAfter         = 25 * time.Millisecond
 	urgentAfterInFlight = 250 * time.Millisecond
@@ -122,7 +125,7 @@ func (t *Timers) Want(now Instant, urgent bool) (send bool, wake Instant) {
 		case retry != 0 && t.attempts.Load() > 0:
 			at = last.Add(urgentAfterInFlight)
 		case urgent:
-			at = last.Add(urgentAfter)
+			at = max(last, Instant(t.completeAt.Load())).Add(urgentAfter)
 		default:
 			at = last.Add(RekeyTimeout)
 		}
@@ -174,6 +177,7 @@ func (t *Timers) ResponseSent(now Instant) (wake Instant) {
 func (t *Timers) Complete(now Instant) (wake Instant) {
 	t.retryAt.Store(0)
 	t.attempts.Store(0)
+	t.completeAt.Store(int64(now))
 	return earlier(t.received(now), t.derived(now))
 }
 
@@ -259,7 +263,7 @@ func (t *Timers) rearm() (wake Instant) {
 // Stop forgets every deadline and what the timers know, but for Start's
 // arguments. A persistent keepalive goes on at the next packet.
 func (t *Timers) Stop() {
-	for _, v := range [...]*atomic.Int64{&t.armed, &t.retryAt, &t.unheardAt, &t.keepaliveAt, &t.zeroAt, &t.handshakeAt} {
+	for _, v := range [...]*atomic.Int64{&t.armed, &t.retryAt, &t.unheardAt, &t.keepaliveAt, &t.zeroAt, &t.handshakeAt, &t.completeAt} {
 		v.Store(0)
 	}
 	t.attempts.Store(0)

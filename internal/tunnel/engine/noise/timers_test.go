@@ -147,6 +147,13 @@ func TestTimersFiveSeconds(t *testing.T) {
 	c.pass(300 * time.Millisecond)
 	c.expect(t, said{6275 * time.Millisecond, SendInitiation})
 	c.at(c.Complete(c.now))
+	if c.want(true) {
+		t.Error("an urgent initiation at the end of a handshake: the peer may have seen the last one a moment ago")
+	}
+	c.pass(time.Second)
+	c.expect(t, said{6350 * time.Millisecond, SendInitiation})
+	c.at(c.Complete(c.now))
+	c.pass(30 * time.Millisecond)
 	if !c.want(true) {
 		t.Error("an urgent initiation has to wait after a handshake")
 	}
