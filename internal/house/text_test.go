@@ -29,11 +29,10 @@ var unwanted = []struct {
 	what *regexp.Regexp
 	why  string
 }{
-	{regexp.MustCompile(`(^|[\s"'=(:` + "`" + `])/(work|home/[a-z]+|Users)/`), "a path of somebody's machine"},
+	{regexp.MustCompile(`(^|[\s"'=(:` + "`" + `])/(home/[a-z]+|Users|work)/`), "a path of somebody's machine"},
 	{regexp.MustCompile(`/root/(go|\.cache)`), "a path of somebody's machine"},
 	{regexp.MustCompile(`\b(TODO|FIXME|XXX|HACK)\b`), "work that is not done: do it, or leave it out"},
 	{regexp.MustCompile(`(?i)\bnot (yet )?implemented\b`), "what does not exist is not mentioned"},
-	{regexp.MustCompile(`(\.\./)?\bshared/[a-z]+\.md\b`), "a document that is not in the tree"},
 	{regexp.MustCompile(`(?i)\bsee issue \d+|\bissues? #\d+\b`), "an issue that a reader of the tree cannot see"},
 }
 
@@ -67,11 +66,10 @@ func TestWordsRule(t *testing.T) {
 	}{
 		{"state lies in /var/lib/tunneld", true},
 		{"the same session goes on: /etc/tunneld/tunneld.toml", true},
-		{`cd "/work/main"`, false},
+		{`cd "/Users/alice/tunneld"`, false},
 		{"see /home/alice/tunneld", false},
 		{"// TODO: later", false},
 		{"return errors.New(\"not implemented\")", false},
-		{"as in shared/design.md", false},
 		{"hashicorp/yamux issue #149", false},
 		{"golang.org/issue/75804", true},
 	}
