@@ -70,6 +70,7 @@ type Conn struct {
 	m          *Machine
 	transports map[TransportID]*transport
 	lingering  map[TransportID]*transport // replaced, and not closed yet
+	lost       time.Time                  // when a transport last ended or was given up; zero: none was
 	timers     [numTimers]armed
 	unsaved    bool             // the last Save failed
 	remains    bool             // so did Forget
@@ -204,6 +205,7 @@ func (c *Conn) take(in input) {
 		}
 	default:
 		if d, ok := in.ev.(Detached); ok {
+			c.lost = time.Now()
 			c.settle(d.Transport)
 		}
 		c.step(in.ev)
@@ -219,7 +221,7 @@ func (c *Conn) begin(t *transport) {
 	c.wg.Go(func() { defer both.Done(); c.readLoop(t) })
 	c.wg.Go(func() { defer both.Done(); c.writeLoop(t) })
 	c.wg.Go(func() { both.Wait(); t.last.Stop(); close(t.gone) })
-	c.step(Attached{t.id, t.b})
+	c.step(Attached{t.id, t.b, t.first != nil && t.b.Since.Before(c.lost)})
 	if t.first != nil {
 		c.step(Received{t.id, t.first})
 	}
@@ -337,6 +339,7 @@ func (c *Conn) drop(id TransportID, err error) {
 		c.log.Debug("transport dropped", event.KeyErr, err)
 	}
 	t.cut = true
+	c.lost = time.Now()
 	delete(c.transports, id)
 	if errors.Is(err, errReplaced) && c.m.cfg.Role == Initiator {
 		c.linger(t)

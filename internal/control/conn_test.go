@@ -151,6 +151,7 @@ type ends struct {
 	up, down      *tap // from the node, to the node
 	fixtures      *pair
 	transport     TransportID
+	accepted      net.Conn // the gateway's end of the newest it was given
 }
 
 // inBubble runs test with two ends in a bubble of fake time, which also waits
@@ -165,28 +166,41 @@ func inBubble(t *testing.T, test func(*testing.T, *ends)) {
 // connect gives both ends a new transport.
 func (e *ends) connect() {
 	e.t.Helper()
+	e.dial()()
+}
+
+// dial gives the node a new transport; accept gives it to the gateway, which
+// took it when the node did.
+func (e *ends) dial() (accept func()) {
+	e.t.Helper()
 	e.transport++
 	n1, n2 := net.Pipe()
 	g1, g2 := net.Pipe()
 	e.up, e.down = &tap{}, &tap{}
+	taken := e.fixtures.binding(e.fixtures.gateway, e.transport)
+	taken.Since = time.Now()
 	go e.up.relay(n2, g2)
 	go e.down.relay(g2, n2)
 	if _, err := e.node.Attach(e.t.Context(), n1, bufio.NewReader(n1), e.fixtures.binding(e.fixtures.node, e.transport), nil); err != nil {
 		e.t.Fatal(err)
 	}
-	br := bufio.NewReader(g1)
-	raw, err := wire.ReadPacket(br, wire.MaxMessage)
-	if err != nil {
-		e.t.Fatal(err)
+	return func() {
+		e.t.Helper()
+		br := bufio.NewReader(g1)
+		raw, err := wire.ReadPacket(br, wire.MaxMessage)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		first, err := wire.Parse(raw)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		if _, err := e.gateway.Attach(e.t.Context(), g1, br, taken, first); err != nil {
+			e.t.Fatal(err)
+		}
+		e.accepted = g1
+		synctest.Wait()
 	}
-	first, err := wire.Parse(raw)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	if _, err := e.gateway.Attach(e.t.Context(), g1, br, e.fixtures.binding(e.fixtures.gateway, e.transport), first); err != nil {
-		e.t.Fatal(err)
-	}
-	synctest.Wait()
 }
 
 func (e *ends) open() {

@@ -415,7 +415,7 @@ func (p *pair) locally(s *side, event string) {
 	case "grace":
 		s.step(Expired{TimerGrace, time.Now()})
 	case "attach":
-		s.step(Attached{3, p.binding(s, 3)})
+		s.step(Attached{3, p.binding(s, 3), false})
 	case "open":
 		s.step(OpenSession{Network: "lab", Label: "lab", Serial: 8, PrivateKey: key, PublicKey: public})
 	case "close":

@@ -1,44 +1,47 @@
 package control
 
 import (
-	"errors"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"tunneld/internal/session"
 )
 
-// TestCursorWrittenWhileTheOldTransportLived: the request to resume is under way
-// while both ends talk on over the old transport, which breaks before the
-// request arrives. The request's cursor is behind: it is refused, and the next attempt does.
-func TestCursorWrittenWhileTheOldTransportLived(t *testing.T) {
-	p := established(t)
-	id, old := p.node.m.Sessions()[0].ID, p.transport
-	p.transport++
-	p.node.step(Attached{p.transport, p.binding(p.node, p.transport)})
-	request := p.node.out
-	p.node.out = nil
-	p.gateway.step(ChangeRoutes{p.gateway.m.Sessions()[0].LocalID, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
-	p.carry(-1)
-	p.gateway.step(Detached{old, time.Now(), errors.New("cut")})
-	p.gateway.step(Attached{p.transport, p.binding(p.gateway, p.transport)})
-	p.node.out = request
-	p.carry(-1)
-	if p.node.m.State() == session.Closed {
-		t.Fatal("the node was told to give the session up")
-	}
-	p.cut()
-	p.connect()
-	p.carry(-1)
-	p.wantUp()
-	if got := p.node.m.Sessions()[0]; got.ID != id || got.Resumes != 1 {
-		t.Errorf("session %v with %d resumes, want %v with 1", got.ID, got.Resumes, id)
-	}
+// TestCursorsWrittenWhileTheOldTransportLived: a node whose network flaps has
+// many requests to resume under way while both ends talk on over the old
+// transport, which breaks before the first of them arrives. The cursors of all
+// are behind, and none is refused for it.
+func TestCursorsWrittenWhileTheOldTransportLived(t *testing.T) {
+	inBubble(t, func(t *testing.T, e *ends) {
+		e.connect()
+		e.open()
+		before, old := e.node.View().Sessions[0], e.accepted
+		var requests []func()
+		for range 6 {
+			requests = append(requests, e.dial())
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		if err := e.gateway.Do(t.Context(), ChangeRoutes{e.gateway.View().Sessions[0].LocalID, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		old.Close()
+		synctest.Wait()
+		for _, accept := range requests {
+			accept()
+		}
+		e.want(bothUp, bothUp)
+		if got := e.node.View().Sessions[0]; got.ID != before.ID || got.Resumes != 1 {
+			t.Errorf("session %v with %d resumes, want %v with 1", got.ID, got.Resumes, before.ID)
+		}
+	})
 }
 
 // TestRolledBack: an end that was set back to what it had on disk long ago
-// cannot be resumed with, and the node learns it after a few attempts.
+// cannot be resumed with, and the node learns it from the first attempt.
 func TestRolledBack(t *testing.T) {
 	for _, of := range []string{"node", "gateway"} {
 		t.Run(of, func(t *testing.T) {
@@ -53,12 +56,8 @@ func TestRolledBack(t *testing.T) {
 			p.cut()
 			back.saved = before
 			back.restart(session.NewID())
-			for range maxBehind + 1 {
-				if p.node.m.State() != session.Closed {
-					p.connect()
-					p.carry(-1)
-				}
-			}
+			p.connect()
+			p.carry(-1)
 			if p.node.m.State() != session.Closed {
 				t.Errorf("node is %v, want closed: nothing is there to resume", p.node.m.State())
 			}

@@ -15,6 +15,9 @@ type TransportID uint64
 // Binding is what ties an exchange to one transport and to the nodes at its
 // two ends, as their certificates name them.
 type Binding struct {
+	// Since is when this end took the transport: what the peer says on it was
+	// written later.
+	Since time.Time
 	// Export derives octets that only the two ends of this transport know
 	// (RFC 8446, section 7.5).
 	Export func(label string, context []byte, n int) ([]byte, error)
@@ -32,6 +35,10 @@ type Event interface{ event() }
 type Attached struct {
 	Transport TransportID
 	Binding   Binding
+	// Beside says of one that a peer dialled that the connection may have had
+	// another when this one was taken: both ends may have gone on over that
+	// since the first word on this was written.
+	Beside bool
 }
 
 // Received is one message from a transport.

@@ -181,7 +181,7 @@ func (p *pair) misfortune(s *side, event string) {
 	switch event {
 	case "attach":
 		p.transport++
-		s.step(Attached{p.transport, p.binding(s, p.transport)})
+		s.step(Attached{p.transport, p.binding(s, p.transport), false})
 	case "save-failed": // follows a Save only: case 5 of FuzzMachine
 		s.step(Detached{at.cur, time.Now(), errors.New("cut")})
 	default:

@@ -80,7 +80,6 @@ type Machine struct {
 	unsent    uint16 // while suspended: messages from this Ns on were never sent
 	silent    int    // hello intervals without a word from the peer
 	restarted bool   // this machine was restored and not yet resumed
-	behind    int    // attempts to resume in a row whose cursor was behind
 
 	// Of the present step.
 	out    []Action
@@ -101,7 +100,7 @@ type link struct {
 	phase     phase
 	request   *wire.SCCRQ // a responder's: what it answers
 	promoteTo bool        // the proof was made with NextKey
-	beside    bool        // another transport carried the connection when this one came
+	beside    bool        // another transport carried the connection when this one was taken
 }
 
 // phase is how far a link has been set up.
@@ -633,7 +632,7 @@ func (m *Machine) refuseWhenClosed(ev Event) []Action {
 
 // newLink prepares the exchange on a fresh transport.
 func (m *Machine) newLink(ev Attached) (*link, error) {
-	l := &link{id: ev.Transport, b: ev.Binding, beside: m.cur != nil}
+	l := &link{id: ev.Transport, b: ev.Binding, beside: ev.Beside || m.cur != nil}
 	var err error
 	if l.binding, err = ev.Binding.Export(labelBinding, nil, keySize); err != nil {
 		return nil, fmt.Errorf("exporter: %w", err)

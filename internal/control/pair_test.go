@@ -203,8 +203,8 @@ func (p *pair) binding(s *side, id TransportID) Binding {
 // connect makes a transport; messages wait in the sides' out until carry.
 func (p *pair) connect() TransportID {
 	p.transport++
-	p.gateway.step(Attached{p.transport, p.binding(p.gateway, p.transport)})
-	p.node.step(Attached{p.transport, p.binding(p.node, p.transport)})
+	p.gateway.step(Attached{p.transport, p.binding(p.gateway, p.transport), false})
+	p.node.step(Attached{p.transport, p.binding(p.node, p.transport), false})
 	return p.transport
 }
 
@@ -399,7 +399,7 @@ func TestProofIsSpent(t *testing.T) {
 	p.wantUp()
 
 	p.transport++
-	p.gateway.step(Attached{p.transport, p.binding(p.gateway, p.transport)})
+	p.gateway.step(Attached{p.transport, p.binding(p.gateway, p.transport), false})
 	p.gateway.step(Received{p.transport, stolen})
 	if last := p.gateway.out[len(p.gateway.out)-1]; last.Packet.Message.(*wire.StopCCN).Result.Cause != wire.CauseClonedState {
 		t.Errorf("a proof that was used got %+v, want CauseClonedState", last.Packet.Message)
@@ -529,8 +529,8 @@ func TestStrangersConnectionIsUnknown(t *testing.T) {
 	p.transport++
 	b := p.binding(p.gateway, p.transport)
 	b.PeerID = session.ID{5: 5}
-	p.gateway.step(Attached{p.transport, b})
-	p.node.step(Attached{p.transport, p.binding(p.node, p.transport)})
+	p.gateway.step(Attached{p.transport, b, false})
+	p.node.step(Attached{p.transport, p.binding(p.node, p.transport), false})
 	p.carry(1)
 	if got := p.gateway.out[0].Packet.Message.(*wire.StopCCN).Result.Cause; got != wire.CauseUnknownResume {
 		t.Errorf("cause %v, want %v", got, wire.CauseUnknownResume)

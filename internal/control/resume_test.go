@@ -177,14 +177,14 @@ func TestWrongProofs(t *testing.T) {
 			p.cut()
 			before := p.gateway.m.Record()
 			p.transport++
-			p.node.step(Attached{p.transport, p.binding(p.node, p.transport)})
+			p.node.step(Attached{p.transport, p.binding(p.node, p.transport), false})
 			request := p.node.out[0].Packet
 			q := *request.Message.(*wire.SCCRQ)
 			proof, cursor, recovery := *q.Proof, *q.Cursor, *q.Recovery
 			q.Proof, q.Cursor, q.Recovery = &proof, &cursor, &recovery
 			b := p.binding(p.gateway, p.transport)
 			tt.alter(&q, &b)
-			p.gateway.step(Attached{p.transport, b})
+			p.gateway.step(Attached{p.transport, b, false})
 			p.gateway.step(Received{p.transport, &wire.Packet{Message: &q}})
 			if got := p.gateway.refusal().Cause; got != tt.want {
 				t.Errorf("cause = %d, want %d", got, tt.want)

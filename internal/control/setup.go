@@ -175,10 +175,6 @@ func (m *Machine) sccrq(l *link, q *wire.SCCRQ) {
 	m.ask(AskAuthorize{l.id, l.b, q.Recovery != nil})
 }
 
-// maxBehind is how often in a row a node whose cursor is behind may try again
-// before it is held to have lost what it journalled.
-const maxBehind = 3
-
 // checkResume verifies the proof of a resume. Unknown ids and another node's ids
 // get the same answer; an attempt number that was used before tells of a copy.
 func (m *Machine) checkResume(l *link, q *wire.SCCRQ) (wire.Cause, error) {
@@ -206,13 +202,7 @@ func (m *Machine) checkResume(l *link, q *wire.SCCRQ) (wire.Cause, error) {
 		return wire.CauseClonedState, fmt.Errorf("resume attempt %d after %d", q.Proof.Attempt, m.rec.Attempt)
 	}
 	if !m.cursorFits(l, *q.Cursor) {
-		cause := wire.CauseResumeProof
-		if m.behind++; m.cursorPossible(*q.Cursor) && m.behind <= maxBehind {
-			// The old transport may have carried more at the node after this was
-			// written, and broken here before it came: the next cursor is newer.
-			cause = wire.CauseNone
-		}
-		return cause, fmt.Errorf("resume from cursor %d/%d, have %d/%d", q.Cursor.Ns, q.Cursor.Nr, m.rec.Ns, m.rec.Nr)
+		return wire.CauseResumeProof, fmt.Errorf("resume from cursor %d/%d, have %d/%d", q.Cursor.Ns, q.Cursor.Nr, m.rec.Ns, m.rec.Nr)
 	}
 	return wire.CauseNone, nil
 }
@@ -223,17 +213,10 @@ func (m *Machine) checkResume(l *link, q *wire.SCCRQ) (wire.Cause, error) {
 // transport lived when the set-up of l began: both ends may have gone on over it
 // since c was written.
 func (m *Machine) cursorFits(l *link, c wire.Cursor) bool {
-	return m.cursorPossible(c) && (l.beside || !m.cursorBehind(c))
-}
-
-// cursorPossible reports whether the peer expects nothing we have not sent.
-func (m *Machine) cursorPossible(c wire.Cursor) bool { return int16(m.rec.Ns-c.Nr) >= 0 }
-
-// cursorBehind reports whether the peer expects what we have forgotten, or sends
-// next what we have already.
-func (m *Machine) cursorBehind(c wire.Cursor) bool {
 	oldest := m.rec.Ns - uint16(len(m.rec.Unacked))
-	return int16(c.Nr-oldest) < 0 || int16(c.Ns-m.rec.Nr) < 0
+	possible := int16(m.rec.Ns-c.Nr) >= 0
+	behind := int16(c.Nr-oldest) < 0 || int16(c.Ns-m.rec.Nr) < 0
+	return possible && (l.beside || !behind)
 }
 
 // authorized goes on with the set-up after the manager's decision.
@@ -379,7 +362,6 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 	restarted := peerBoot != m.rec.PeerBootID
 	m.rec.PeerBootID = peerBoot
 	m.rec.PeerName = l.b.PeerName
-	m.behind = 0
 	m.acknowledged(c.Nr)
 	m.promote(l)
 	for _, s := range m.sessions {

@@ -398,7 +398,7 @@ func (g *gateway) binding(c carrier.Conn, peer auth.Peer) control.Binding {
 // bind ties an exchange to its transport and the nodes at its ends.
 func bind(c carrier.Conn, own auth.Identity, peer auth.Peer) control.Binding {
 	return control.Binding{
-		Export: c.Export, OwnID: own.ID, PeerID: peer.ID, PeerName: peer.Name,
+		Since: c.Since(), Export: c.Export, OwnID: own.ID, PeerID: peer.ID, PeerName: peer.Name,
 		OwnKey: sha256.Sum256(own.Certificate.RawSubjectPublicKeyInfo), PeerKey: peer.KeyHash,
 	}
 }

@@ -43,6 +43,8 @@ type Conn interface {
 	net.Conn
 	// Peer is the peer's certificate, verified.
 	Peer() *x509.Certificate
+	// Since is when the TCP connection was there, before anything was said.
+	Since() time.Time
 	// Export derives n octets from this transport's TLS secrets (RFC 8446,
 	// section 7.5); both ends get the same for the same label and context,
 	// and no other transport does.

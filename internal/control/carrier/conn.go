@@ -69,6 +69,8 @@ func (c *conn) Export(label string, context []byte, n int) ([]byte, error) {
 	return export(&c.state, label, context, n)
 }
 
+func (c *conn) Since() time.Time { return c.link.sock.since }
+
 func (c *conn) LocalAddr() net.Addr  { return c.link.LocalAddr() }
 func (c *conn) RemoteAddr() net.Addr { return c.link.RemoteAddr() }
 

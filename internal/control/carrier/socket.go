@@ -21,6 +21,7 @@ var errSetupBytes = errors.New("peer sent too much before it was authenticated")
 // octets. Read has one caller at a time, as crypto/tls sees to.
 type socket struct {
 	net.Conn
+	since    time.Time
 	left     int64 // octets that may still be read before admit
 	admitted atomic.Bool
 }
@@ -37,7 +38,7 @@ func newSocket(nc net.Conn, setupBytes int64) *socket {
 			})
 		}
 	}
-	return &socket{Conn: nc, left: setupBytes}
+	return &socket{Conn: nc, since: time.Now(), left: setupBytes}
 }
 
 func (s *socket) Read(p []byte) (int, error) {

@@ -25,8 +25,9 @@ type conn struct {
 	done   func()              // when it is over, once
 	undone func(control.Event) // for what was asked of it and comes too late: Conn.Do's ErrClosed
 
-	ends   []*end // not yet dropped
-	timers [3]int // number of the last arming; odd while armed
+	ends   []*end        // not yet dropped
+	lost   time.Duration // when one last ended or was given up
+	timers [3]int        // number of the last arming; odd while armed
 	seq    int
 
 	inbox   []input
@@ -113,7 +114,7 @@ func (c *conn) take(in input) {
 		if in.first != nil {
 			c.inbox = slices.Insert(c.inbox, 0, input{ev: control.Received{Transport: in.attach.l.id, Packet: in.first}, end: in.attach})
 		}
-		c.step(control.Attached{Transport: in.attach.l.id, Binding: in.attach.binding()})
+		c.step(control.Attached{Transport: in.attach.l.id, Binding: in.attach.binding(), Beside: in.first != nil && in.attach.l.since < c.lost})
 	case in.timer:
 		e := in.ev.(control.Expired)
 		if c.timers[e.Timer] == in.seq {
@@ -121,6 +122,9 @@ func (c *conn) take(in input) {
 			c.step(e)
 		}
 	default:
+		if _, ok := in.ev.(control.Detached); ok {
+			c.lost = c.w.now
+		}
 		c.step(in.ev)
 	}
 }
@@ -241,6 +245,7 @@ func (c *conn) act(a control.Action) {
 	case control.Send:
 		c.send(a)
 	case control.Drop:
+		c.lost = c.w.now
 		if e := c.end(a.Transport); e != nil {
 			c.ends = slices.DeleteFunc(c.ends, func(o *end) bool { return o == e })
 			if c.role == control.Initiator && a.Err != nil && strings.Contains(a.Err.Error(), "took over") {

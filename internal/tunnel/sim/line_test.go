@@ -20,9 +20,10 @@ var errCut = errors.New("transport lost")
 // line is one transport: two directions of octets, each with a delay of its own,
 // that may break after any octet.
 type line struct {
-	w    *world
-	id   control.TransportID
-	ends [2]*end // the node's, the gateway's
+	w     *world
+	id    control.TransportID
+	since time.Duration
+	ends  [2]*end // the node's, the gateway's
 }
 
 // end is a host's half of a line: what it will read.
@@ -51,7 +52,7 @@ type end struct {
 // message, which accept takes.
 func (w *world) connect(n, g *host, accept func(*end, *wire.Packet)) *line {
 	w.lastLine++
-	l := &line{w: w, id: control.TransportID(w.lastLine)}
+	l := &line{w: w, id: control.TransportID(w.lastLine), since: w.now}
 	slowest := 100 * time.Millisecond
 	if w.chance(5) {
 		slowest = 6 * time.Second // so that an older transport's octets come after a newer's
