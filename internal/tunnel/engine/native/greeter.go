@@ -212,7 +212,7 @@ func (p *peer) answerLocked(in *noise.Initiation, from *endpoint, t noise.Instan
 	if p.handshake != nil {
 		keys.Crossed = p.handshake.Index()
 	}
-	pair := noise.NewKeypair(&keys, noise.NewMemory())
+	pair := noise.NewKeypair(&keys)
 	dropped := p.ring.Responded(pair)
 	p.buryLocked(dropped[:]...)
 	entry.fresh.Store(true)
@@ -233,7 +233,7 @@ func (p *peer) respondedLocked(entry *entry, b []byte, from *endpoint, t noise.I
 	if !p.consumeLocked(b, &keys, t) {
 		return false
 	}
-	pair := noise.NewKeypair(&keys, noise.NewMemory())
+	pair := noise.NewKeypair(&keys)
 	dropped := p.ring.Initiated(pair, t)
 	p.buryLocked(dropped[:]...)
 	entry.pair.Store(pair)

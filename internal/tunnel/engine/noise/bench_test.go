@@ -96,7 +96,7 @@ func BenchmarkRespond(b *testing.B) {
 			if _, err := in.CreateResponse(out[:0], p, uint32(i+1), now, &k, secret.Value{}); err != nil {
 				b.Fatal(err)
 			}
-			NewKeypair(&k, NewMemory())
+			NewKeypair(&k)
 		})
 	})
 	b.Run("wireguard-go", func(b *testing.B) {

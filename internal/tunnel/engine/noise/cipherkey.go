@@ -26,5 +26,3 @@ func overKey(key *[KeySize]byte) cipherKey {
 	}
 	return cipherKey{aead, key}
 }
-
-func (c cipherKey) wipe() { clear(c.key[:]) }

@@ -120,7 +120,7 @@ func (f *foreign) complete(h *Handshake, resp []byte) *Keypair {
 	if _, err := h.ConsumeResponse(f.us.key, resp, f.now(), &keys, f.psk); err != nil {
 		f.t.Fatal(err)
 	}
-	return NewKeypair(&keys, NewMemory())
+	return NewKeypair(&keys)
 }
 
 // respond answers an initiation of the device.
@@ -129,7 +129,7 @@ func (f *foreign) respond(msg []byte) *Keypair {
 	f.index++
 	resp, keys := answer(f.t, f.us, msg, f.index, f.now(), f.psk)
 	f.wire.in <- resp
-	return NewKeypair(&keys, NewMemory())
+	return NewKeypair(&keys)
 }
 
 // theirData is an inner packet that the device is given to send.

@@ -131,7 +131,7 @@ func (v vector) data(t *testing.T, keys *Keys) {
 	t.Helper()
 	v.compare(t, "our send key", keys.Send[:])
 	v.compare(t, "our receive key", keys.Receive[:])
-	k := NewKeypair(keys, NewMemory())
+	k := NewKeypair(keys)
 	v.compare(t, "our packet", k.Seal(nil, 0, v["our packet inside"], 1420))
 	inside, err := k.Open(v["their packet"], testStart)
 	if err != nil {
@@ -198,7 +198,7 @@ func record(t *testing.T) (vector, *foreign) {
 
 func (v vector) record(f *foreign, keys Keys) vector {
 	v["our send key"], v["our receive key"] = keys.Send[:], keys.Receive[:]
-	k := NewKeypair(&keys, NewMemory())
+	k := NewKeypair(&keys)
 	inside := tuntest.Ping(theirInner, ourInner)
 	n, _ := k.NextCounters(1)
 	v["our packet inside"], v["our packet"] = inside, k.Seal(nil, n, inside, 1420)

@@ -23,29 +23,6 @@ type Keys struct {
 // Wipe overwrites the keys.
 func (k *Keys) Wipe() { *k = Keys{} }
 
-// Memory is where the parts of a keypair lie that may outlive the process: a
-// slot of a memory file, or what NewMemory returns. The ciphers read the keys
-// where they lie; there is no copy of them on the heap.
-type Memory struct {
-	Send, Receive *[KeySize]byte
-	Counter       *atomic.Uint64 // the next to send with
-	Window        Window
-
-	// Free, if not nil, is called once, when the keys have been wiped and
-	// nobody uses the memory any more.
-	Free func()
-}
-
-// NewMemory is ordinary memory that does not outlive the process.
-func NewMemory() Memory {
-	m := new(struct {
-		send, receive [KeySize]byte
-		counter       atomic.Uint64
-		window        [WindowWords]uint64
-	})
-	return Memory{Send: &m.send, Receive: &m.receive, Counter: &m.counter, Window: m.window[:]}
-}
-
 // Keypair moves data in both directions. Its exported fields do not change;
 // its methods may be called from any goroutine.
 //
@@ -63,7 +40,8 @@ type Keypair struct {
 	Crossed       uint32
 
 	send, receive cipherKey
-	counter       *atomic.Uint64
+	slot          *Slot
+	id            uint64 // of slot, as long as it is ours
 	free          func()
 
 	holders atomic.Int32 // 1 for the owner; at 0 the keys are gone
@@ -71,27 +49,33 @@ type Keypair struct {
 	lastMin atomic.Bool // RekeyOnReceive has asked
 
 	mu     sync.Mutex // guards window
-	window Window
+	window Window     // of slot
 }
 
-// NewKeypair copies keys into mem and returns the pair that lives there. The
-// counter begins at zero and the window empty.
-func NewKeypair(keys *Keys, mem Memory) *Keypair {
-	*mem.Send, *mem.Receive = keys.Send, keys.Receive
-	mem.Counter.Store(0)
-	mem.Window.Reset()
-	return AdoptKeypair(keys, mem)
+// NewKeypair puts keys into ordinary memory, which does not outlive the
+// process, and returns the pair that lives there.
+func NewKeypair(keys *Keys) *Keypair { return NewKeypairAt(new(Slot), keys, nil) }
+
+// NewKeypairAt puts keys into a slot that holds nothing, and returns the pair
+// that lives there. The counter begins at zero and the window empty. free, if
+// not nil, is called once, when the slot is wiped and nobody uses it any more.
+func NewKeypairAt(s *Slot, keys *Keys, free func()) *Keypair {
+	s.fill(keys)
+	s.publish()
+	return AdoptKeypair(s, free)
 }
 
-// AdoptKeypair goes on with what lies in mem; of keys everything but the two
-// keys themselves counts.
-func AdoptKeypair(keys *Keys, mem Memory) *Keypair {
+// AdoptKeypair goes on with the keypair that lives in s. Nobody else may use
+// it any more.
+func AdoptKeypair(s *Slot, free func()) *Keypair {
+	keys := &s.Keys
 	k := &Keypair{
 		Local: keys.Local, Remote: keys.Remote, Created: keys.Created,
 		Initiator: keys.Initiator, Crossed: keys.Crossed,
-		send: overKey(mem.Send), receive: overKey(mem.Receive),
-		counter: mem.Counter, window: mem.Window, free: mem.Free,
+		send: overKey(&keys.Send), receive: overKey(&keys.Receive),
+		slot: s, id: s.ID.Load(), window: s.Window[:], free: free,
 	}
+	k.window.Mend()
 	k.holders.Store(1)
 	return k
 }
@@ -115,44 +99,50 @@ func (k *Keypair) Release() {
 	if k.holders.Add(-1) > 0 {
 		return
 	}
-	k.send.wipe()
-	k.receive.wipe()
+	k.slot.Wipe()
 	if k.free != nil {
 		k.free()
 	}
 }
 
-// Retire ends the pair: Hold fails from now on, and the keys are wiped where
-// they lie as soon as nobody holds them. Retiring twice is the same as once.
+// Retire ends the pair: Hold fails from now on, no counter is given out any
+// more, and the keys are wiped where they lie as soon as nobody holds them.
+// Retiring twice is the same as once.
 func (k *Keypair) Retire() {
 	if k.retired.CompareAndSwap(false, true) {
+		k.slot.ID.Store(0)
 		k.Release()
 	}
 }
 
 // NextCounters takes n counters at once; first is the lowest of them. It
-// reports false when the pair has used up its messages or EndSending was
-// called. A caller whose counter lies in a memory file makes sure after this
-// call, and before it seals, that the slot is still its own.
+// reports false when the pair has used up its messages, or EndSending or Retire
+// was called. The counter moves before anybody seals with what was taken, so a
+// process that goes on with the slot after this one was killed takes none
+// twice; and it is looked at afterwards whether the slot is still ours, so that
+// one that was wiped meanwhile, or given to another keypair, sends nothing.
 func (k *Keypair) NextCounters(n int) (first uint64, ok bool) {
 	for {
-		first = k.counter.Load()
+		first = k.slot.Counter.Load()
 		if first >= RejectAfterMessages || uint64(n) > RejectAfterMessages-first {
 			return 0, false
 		}
-		if k.counter.CompareAndSwap(first, first+uint64(n)) {
-			return first, true
+		if k.slot.Counter.CompareAndSwap(first, first+uint64(n)) {
+			return first, k.slot.ID.Load() == k.id
 		}
 	}
 }
 
 // EndSending stops sending with the pair, because the peer has lost it.
 // Receiving goes on.
-func (k *Keypair) EndSending() { k.counter.Store(RejectAfterMessages) }
+func (k *Keypair) EndSending() { k.slot.Counter.Store(RejectAfterMessages) }
+
+// Newest is the highest counter that was received.
+func (k *Keypair) Newest() uint64 { return k.window.Last() }
 
 // MaySend reports whether the pair is young enough and has messages left.
 func (k *Keypair) MaySend(now Instant) bool {
-	return now.Sub(k.Created) < RejectAfterTime && k.counter.Load() < RejectAfterMessages
+	return now.Sub(k.Created) < RejectAfterTime && k.slot.Counter.Load() < RejectAfterMessages
 }
 
 // MayReceive reports whether the pair is young enough.
@@ -162,7 +152,7 @@ func (k *Keypair) MayReceive(now Instant) bool { return now.Sub(k.Created) < Rej
 // handshake (paper, section 6.2). It goes on doing so; Timers.Want knows what
 // is under way.
 func (k *Keypair) RekeyOnSend(now Instant) bool {
-	return k.Initiator && now.Sub(k.Created) > RekeyAfterTime || k.counter.Load() > RekeyAfterMessages
+	return k.Initiator && now.Sub(k.Created) > RekeyAfterTime || k.slot.Counter.Load() > RekeyAfterMessages
 }
 
 // RekeyOnReceive reports, after packets were received, whether a handshake has

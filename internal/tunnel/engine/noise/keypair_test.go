@@ -3,6 +3,7 @@ package noise
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
@@ -117,7 +118,7 @@ func TestCounters(t *testing.T) {
 		}
 	}
 
-	k.counter.Store(RejectAfterMessages - 2)
+	k.slot.Counter.Store(RejectAfterMessages - 2)
 	for _, c := range []struct {
 		n  int
 		ok bool
@@ -161,7 +162,7 @@ func TestKeypairAges(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, c.got, c.want)
 		}
 	}
-	kb.counter.Store(RekeyAfterMessages + 1)
+	kb.slot.Counter.Store(RekeyAfterMessages + 1)
 	if !kb.RekeyOnSend(at(0)) {
 		t.Error("no rekey after 2^60 messages")
 	}
@@ -221,15 +222,16 @@ func TestAdoptKeypair(t *testing.T) {
 	if _, err := h.ConsumeResponse(a.key, resp, testStart, &keysA); err != nil {
 		t.Fatal(err)
 	}
-	mem, memB := NewMemory(), NewMemory()
-	ka, kb := NewKeypair(&keysA, mem), NewKeypair(&keysB, memB)
+	slotA, slotB := new(Slot), new(Slot)
+	ka, kb := NewKeypairAt(slotA, &keysA, nil), NewKeypairAt(slotB, &keysB, nil)
 	first := seal(t, ka, "one")
 	replay := bytes.Clone(first)
 	if _, err := kb.Open(first, testStart); err != nil {
 		t.Fatal(err)
 	}
-	keysA.Send, keysA.Receive, keysB.Send, keysB.Receive = [32]byte{}, [32]byte{}, [32]byte{}, [32]byte{}
-	ka, kb = AdoptKeypair(&keysA, mem), AdoptKeypair(&keysB, memB)
+	keysA.Wipe()
+	keysB.Wipe()
+	ka, kb = AdoptKeypair(slotA, nil), AdoptKeypair(slotB, nil)
 	if n, ok := ka.NextCounters(1); !ok || n != 1 {
 		t.Errorf("the adopted pair goes on at %d, want 1", n)
 	}
@@ -273,7 +275,7 @@ func TestTransportAllocatesNothing(t *testing.T) {
 // The ring drops what can receive no more, and keeps what may be on its way.
 func TestKeypairsRotate(t *testing.T) {
 	at := func(s int) Instant { return testStart.Add(time.Duration(s) * time.Second) }
-	made := func(s int) *Keypair { return &Keypair{Local: uint32(s + 1), Created: at(s)} }
+	made := func(s int) *Keypair { return NewKeypair(&Keys{Local: uint32(s + 1), Created: at(s)}) }
 	var r Keypairs
 	if d := r.Initiated(made(0), at(0)); d != (Dropped{}) {
 		t.Errorf("the first pair drops %v", d)
@@ -303,5 +305,65 @@ func TestKeypairsRotate(t *testing.T) {
 	}
 	if all := r.Clear(); all != [4]*Keypair{fifth, nil, third, nil} || r != (Keypairs{}) {
 		t.Errorf("Clear = %v", all)
+	}
+}
+
+// TestForeignSlot: whoever has taken a counter of a slot that was wiped, or
+// that another keypair lives in, may not send with it.
+func TestForeignSlot(t *testing.T) {
+	slot := new(Slot)
+	k := NewKeypairAt(slot, &Keys{Local: 1}, nil)
+	if _, ok := k.NextCounters(1); !ok {
+		t.Fatal("no counter of one's own slot")
+	}
+	other := NewKeypairAt(slot, &Keys{Local: 2}, nil)
+	if _, ok := k.NextCounters(1); ok {
+		t.Error("a counter of another keypair's slot")
+	}
+	if _, ok := other.NextCounters(1); !ok {
+		t.Error("no counter for the keypair that lives in the slot")
+	}
+	if !other.Hold() {
+		t.Fatal("Hold")
+	}
+	other.Retire()
+	if _, ok := other.NextCounters(1); ok {
+		t.Error("a counter after Retire")
+	}
+	if slot.Keys == (Keys{}) {
+		t.Error("the keys were wiped under a holder")
+	}
+	other.Release()
+	if slot.Keys != (Keys{}) || slot.Counter.Load() != 0 {
+		t.Error("the slot was not wiped")
+	}
+}
+
+// TestRestoreRing: the ring is what it was, whatever order its slots are found in.
+func TestRestoreRing(t *testing.T) {
+	var r Keypairs
+	var slots []*Slot
+	made := func(n int) *Keypair {
+		slots = append(slots, new(Slot))
+		return NewKeypairAt(slots[len(slots)-1], &Keys{Local: uint32(n), Created: testStart.Add(time.Duration(n) * time.Second)}, nil)
+	}
+	r.Initiated(made(1), testStart)
+	r.Responded(made(2))
+	r.Confirmed(r.Next, testStart, false)
+	r.Initiated(made(3), testStart)
+	r.Responded(made(4)) // gives way to the next
+	r.Responded(made(5))
+	for range 20 {
+		rand.Shuffle(len(slots), func(i, j int) { slots[i], slots[j] = slots[j], slots[i] })
+		var pairs []*Keypair
+		for _, s := range slots {
+			pairs = append(pairs, AdoptKeypair(s, nil))
+		}
+		var again Keypairs
+		dropped := again.Restore(pairs)
+		got := []uint32{again.Current.Local, again.Next.Local, again.Previous[0].Local, again.Previous[1].Local, dropped[0].Local}
+		if want := []uint32{3, 5, 2, 1, 4}; !slices.Equal(got, want) || len(dropped) != 1 {
+			t.Fatalf("current, next, previous, dropped = %v, want %v", got, want)
+		}
 	}
 }

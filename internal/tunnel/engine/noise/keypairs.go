@@ -1,6 +1,10 @@
 package noise
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // crossingTime bounds how long Confirmed insists on our own keypair after both
 // ends initiated at once. It covers a round trip of 1.2 s; a peer that still
@@ -62,6 +66,11 @@ func (r *Keypairs) advance(kp *Keypair, now Instant) (d Dropped) {
 			n++
 		}
 	}
+	turn := uint64(1)
+	if r.Current != nil {
+		turn += r.Current.slot.Turn.Load()
+	}
+	kp.slot.Turn.Store(turn)
 	drop(r.Previous[1])
 	r.Previous[1], r.Previous[0], r.Current = r.Previous[0], r.Current, kp
 	if old := r.Previous[1]; old != nil && !old.MayReceive(now) {
@@ -69,6 +78,28 @@ func (r *Keypairs) advance(kp *Keypair, now Instant) (d Dropped) {
 		r.Previous[1] = nil
 	}
 	return d
+}
+
+// Restore fills an empty ring with pairs that outlived a process, in any order,
+// and returns those it has no place for. Which was sent with last, and which
+// was not yet seen in use, stands in their slots.
+func (r *Keypairs) Restore(pairs []*Keypair) (dropped []*Keypair) {
+	pairs = slices.SortedFunc(slices.Values(pairs), func(a, b *Keypair) int {
+		return cmp.Or(cmp.Compare(b.slot.Turn.Load(), a.slot.Turn.Load()), cmp.Compare(b.Created, a.Created))
+	})
+	places := []**Keypair{&r.Current, &r.Previous[0], &r.Previous[1]}
+	for _, kp := range pairs {
+		switch {
+		case kp.slot.Turn.Load() == 0 && r.Next == nil:
+			r.Next = kp
+		case kp.slot.Turn.Load() > 0 && len(places) > 0:
+			*places[0] = kp
+			places = places[1:]
+		default:
+			dropped = append(dropped, kp)
+		}
+	}
+	return dropped
 }
 
 // Clear empties the ring and hands out all that was in it; places may be nil.

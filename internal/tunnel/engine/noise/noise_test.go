@@ -85,7 +85,7 @@ func handshake(t testing.TB, a, b *end, now Instant) (ka, kb *Keypair) {
 	if _, err := h.ConsumeResponse(a.key, resp, now, &keysA); err != nil {
 		t.Fatal(err)
 	}
-	return NewKeypair(&keysA, NewMemory()), NewKeypair(&keysB, NewMemory())
+	return NewKeypair(&keysA), NewKeypair(&keysB)
 }
 
 func seal(t testing.TB, k *Keypair, plaintext string) []byte {

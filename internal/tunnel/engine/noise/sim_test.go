@@ -292,9 +292,7 @@ func (n *simNode) seal(k *Keypair, text string) []byte {
 }
 
 func (n *simNode) add(keys *Keys) *Keypair {
-	mem := NewMemory()
-	mem.Window = make(Window, 1+8)
-	k := NewKeypair(keys, mem)
+	k := NewKeypair(keys)
 	n.indices[k.Local] = k
 	return k
 }

@@ -23,6 +23,19 @@ const wordBits = 64
 // Reset empties the window.
 func (w Window) Reset() { clear(w) }
 
+// Mend makes a window fit to go on with after whoever used it was killed. Of the
+// word that the highest counter lies in, bits above it can only be stale, and
+// would refuse packets that are still to come; and the highest counter itself
+// counts as taken, as its packet may have been on its way.
+func (w Window) Mend() {
+	last, bits := w[0], w[1:]
+	word := &bits[last/wordBits&uint64(len(bits)-1)]
+	if last > 0 || *word != 0 {
+		bit := uint64(1) << (last % wordBits)
+		atomic.StoreUint64(word, *word&(bit<<1-1)|bit)
+	}
+}
+
 // Accept takes a counter that was authenticated. It reports false for one that
 // was taken before or lies too far behind.
 func (w Window) Accept(counter uint64) bool {

@@ -126,3 +126,37 @@ func checkReplays(t *testing.T, w Window, accepted []uint64) {
 		}
 	}
 }
+
+// TestMend: after a kill between moving the highest counter and clearing the
+// words it moved over, no packet that is still to come is refused, and none
+// that was taken comes in again.
+func TestMend(t *testing.T) {
+	for _, gap := range []uint64{1, 2, 63, 64, 65, 200} {
+		w := make(Window, WindowWords)
+		last := uint64(2*(WindowWords-1)*wordBits - 1) // every bit of the window is set
+		for c := range last + 1 {
+			w.Accept(c)
+		}
+		w[0] = last + gap // killed here
+		w.Mend()
+		for c := last + gap; c > last+gap-100; c-- {
+			if taken := c <= last || c == last+gap; taken && w.Accept(c) {
+				t.Errorf("gap %d: counter %d, %d after the last, is accepted again", gap, c, int64(c-last))
+			}
+		}
+		for c := last + gap + 1; c < last+gap+5000; c++ {
+			if !w.Accept(c) {
+				t.Fatalf("gap %d: counter %d, %d after the last, is refused", gap, c, c-last)
+			}
+		}
+	}
+	fresh := make(Window, WindowWords)
+	fresh.Mend()
+	if !fresh.Accept(0) {
+		t.Error("a window that has seen nothing refuses the first packet")
+	}
+	fresh.Mend()
+	if fresh.Accept(0) || !fresh.Accept(1) {
+		t.Error("a mended window accepts its first packet again, or refuses its second")
+	}
+}
