@@ -45,6 +45,7 @@ var readers = []reader{
 	{"internal/tunnel/engine/noise", "StaticKey.ConsumeInitiation", "FuzzConsumeInitiation"},
 	{"internal/tunnel/engine/reference", "hub.sort", "FuzzSort"},
 	{"internal/tunnel/engine/reference", "tally.find", "FuzzTally"},
+	{"internal/tunnel/engine/udp", "ParseControl", "FuzzParseControl"},
 }
 
 // notReached are functions whose name looks like a parser's although nobody

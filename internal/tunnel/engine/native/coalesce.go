@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 const (
@@ -186,12 +188,12 @@ func (g *group) take(b *group) bool {
 }
 
 // maxPieces is how many packets may be joined to the first. The kernel refuses
-// more than maxSegments of UDP in one.
+// more than udp.MaxSegments of UDP in one.
 func (g *group) maxPieces() int {
 	if g.tcp {
 		return maxPieces
 	}
-	return maxSegments - 1
+	return udp.MaxSegments - 1
 }
 
 // sameHeaders reports whether the headers allow b in one packet with g: the

@@ -142,24 +142,10 @@ func (d *Device) checkLocked(s engine.Session) error {
 	if k == nil {
 		return fmt.Errorf("interface %s has no private key: set it before adding session %v", d.tun.name, s.ID)
 	}
-	switch other := d.byKey[s.PeerKey]; {
-	case s.PeerKey == engine.PublicKey{} || s.PeerKey == engine.PublicKey(k.Public()):
-		return fmt.Errorf("session %v: public key %v is no peer's", s.ID, s.PeerKey)
-	case other != nil && other.id != s.ID:
+	if other := d.byKey[s.PeerKey]; other != nil && other.id != s.ID {
 		return fmt.Errorf("%w: session %v, key %v of session %v", engine.ErrKeyInUse, s.ID, s.PeerKey, other.id)
-	case !s.PresharedKey.IsZero() && len(s.PresharedKey.Reveal()) != engine.KeySize:
-		return fmt.Errorf("session %v: preshared key of %d octets: want %d or none", s.ID, len(s.PresharedKey.Reveal()), engine.KeySize)
 	}
-	return checkPrefixes(s.ID, s.AllowedIPs)
-}
-
-func checkPrefixes(id session.ID, prefixes []netip.Prefix) error {
-	for _, p := range prefixes {
-		if !p.IsValid() || p.Addr().Is4In6() {
-			return fmt.Errorf("session %v: %v is no prefix", id, p)
-		}
-	}
-	return nil
+	return s.Check(engine.PublicKey(k.Public()))
 }
 
 // newPeer makes a session without keypairs; configure does the rest.
@@ -225,7 +211,7 @@ func (d *Device) routeLocked(p *peer, prefixes []netip.Prefix) {
 
 // SetAllowedIPs makes the inner prefixes of a session exactly these.
 func (d *Device) SetAllowedIPs(id session.ID, prefixes []netip.Prefix) error {
-	if err := checkPrefixes(id, prefixes); err != nil {
+	if err := engine.CheckPrefixes(id, prefixes); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -345,7 +331,7 @@ func (d *Device) Stats(id session.ID) (engine.Stats, error) {
 		Dropped: p.dropped.Load(),
 	}
 	if e := p.endpoint.Load(); e != nil {
-		s.Endpoint = e.dst
+		s.Endpoint = e.Dst
 	}
 	p.mu.Lock()
 	s.LastHandshake = p.lastHandshake

@@ -33,6 +33,7 @@ import (
 
 	"tunneld/internal/event"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // Config is what an Engine needs to know.
@@ -111,7 +112,7 @@ func New(c Config) (*Engine, error) {
 	conns := c.Sockets
 	if len(conns) == 0 {
 		var err error
-		if conns, err = listen(c.Listen); err != nil {
+		if conns, err = udp.Listen(c.Listen); err != nil {
 			return nil, err
 		}
 	}
@@ -121,13 +122,13 @@ func New(c Config) (*Engine, error) {
 	e.agenda, e.greeter = newAgenda(), newGreeter(e)
 	var err error
 	if e.bell, err = newBell(); err != nil {
-		closeAll(conns)
+		udp.CloseAll(conns)
 		return nil, err
 	}
 	for i, conn := range conns {
 		s, err := newSocket(conn, c.Mark, !c.NoOffload)
 		if err != nil {
-			closeAll(conns[i+1:])
+			udp.CloseAll(conns[i+1:])
 			e.closeDescriptors()
 			return nil, err
 		}
@@ -135,12 +136,6 @@ func New(c Config) (*Engine, error) {
 	}
 	e.start()
 	return e, nil
-}
-
-func closeAll(conns []*net.UDPConn) {
-	for _, c := range conns {
-		c.Close()
-	}
 }
 
 // widen gives the runtime a processor more for each thread that will wait in a
@@ -168,16 +163,16 @@ func (e *Engine) closeDescriptors() {
 }
 
 // Port is the UDP port of every device.
-func (e *Engine) Port() uint16 { return e.sockets[0].local.Port() }
+func (e *Engine) Port() uint16 { return e.sockets[0].Local.Port() }
 
 // PathChanged makes the routing table choose the source towards every peer
 // again, until that peer has been heard of.
 func (e *Engine) PathChanged() { e.path.Add(1) }
 
 // socketFor is the socket that reaches to; nil if the host has none.
-func (e *Engine) socketFor(to *endpoint) *socket {
+func (e *Engine) socketFor(to *udp.Endpoint) *socket {
 	for _, s := range e.sockets {
-		if s.is4() == to.is4() {
+		if s.Is4() == to.Is4() {
 			return s
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"tunneld/internal/tunnel/engine/noise"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 const (
@@ -33,7 +34,7 @@ type greeter struct {
 // A greeting is a handshake message whose mac1 is d's, or a cookie reply.
 type greeting struct {
 	d    *Device
-	from *endpoint
+	from *udp.Endpoint
 	kind noise.Kind
 	n    int
 	data [noise.InitiationSize]byte
@@ -50,7 +51,7 @@ func (g *greeter) stop() { close(g.done) }
 
 // take queues a handshake message that came from the given place, if it has
 // the form and the mac1 of one for a device of ours. It does not wait.
-func (g *greeter) take(kind noise.Kind, b []byte, from *endpoint) {
+func (g *greeter) take(kind noise.Kind, b []byte, from *udp.Endpoint) {
 	d := g.device(kind, b)
 	if d == nil {
 		g.e.counts.unknown.Add(1)
@@ -144,12 +145,12 @@ func (g *greeter) admit(m *greeting, k *noise.StaticKey, b []byte, t noise.Insta
 	if g.load == 0 || t.Sub(g.load) > underLoadTime {
 		return true
 	}
-	if !g.cookies.CheckMAC2(b, m.from.dst, t) {
+	if !g.cookies.CheckMAC2(b, m.from.Dst, t) {
 		var reply [noise.CookieReplySize]byte
-		g.e.sendMessage(m.from, g.cookies.Reply(reply[:0], k, b, m.from.dst, t))
+		g.e.sendMessage(m.from, g.cookies.Reply(reply[:0], k, b, m.from.Dst, t))
 		return false
 	}
-	if !g.limiter.Allow(m.from.dst.Addr(), t) {
+	if !g.limiter.Allow(m.from.Dst.Addr(), t) {
 		g.e.counts.limited.Add(1)
 		return false
 	}
@@ -167,7 +168,7 @@ func (p *peer) cookieLocked(b []byte, t noise.Instant) bool {
 }
 
 // initiation answers the peer that sent it, if it is one of d's.
-func (g *greeter) initiation(d *Device, b []byte, from *endpoint, t noise.Instant) bool {
+func (g *greeter) initiation(d *Device, b []byte, from *udp.Endpoint, t noise.Instant) bool {
 	d.keyMu.RLock()
 	k := d.key.Load()
 	var in noise.Initiation
@@ -189,7 +190,7 @@ func (g *greeter) initiation(d *Device, b []byte, from *endpoint, t noise.Instan
 }
 
 // answerLocked answers an initiation of p.
-func (p *peer) answerLocked(in *noise.Initiation, from *endpoint, t noise.Instant) bool {
+func (p *peer) answerLocked(in *noise.Initiation, from *udp.Endpoint, t noise.Instant) bool {
 	e := p.d.engine
 	p.d.keyMu.RLock()
 	defer p.d.keyMu.RUnlock()
@@ -217,14 +218,14 @@ func (p *peer) answerLocked(in *noise.Initiation, from *endpoint, t noise.Instan
 	p.buryLocked(dropped[:]...)
 	entry.fresh.Store(true)
 	entry.pair.Store(pair)
-	p.answered = from.dst
+	p.answered = from.Dst
 	e.agenda.at(p, p.timers.ResponseSent(t))
 	e.sendMessage(from, message) // the endpoint moves with the first packet under the new keys
 	return true
 }
 
 // respondedLocked ends a handshake of ours.
-func (p *peer) respondedLocked(entry *entry, b []byte, from *endpoint, t noise.Instant) bool {
+func (p *peer) respondedLocked(entry *entry, b []byte, from *udp.Endpoint, t noise.Instant) bool {
 	if p.removed || p.handshake == nil || p.handshake.Index() != entry.index {
 		return false
 	}
@@ -238,7 +239,7 @@ func (p *peer) respondedLocked(entry *entry, b []byte, from *endpoint, t noise.I
 	p.buryLocked(dropped[:]...)
 	entry.pair.Store(pair)
 	p.completeLocked(t)
-	if to := p.endpoint.Load(); to != nil && to.dst == from.dst {
+	if to := p.endpoint.Load(); to != nil && to.Dst == from.Dst {
 		p.doubted.Store(false)
 	}
 	if len(p.staged) == 0 { // the peer waits for a packet before it may send

@@ -84,7 +84,7 @@ func (in *inbound) batch(n int) {
 // message moves the datagrams of one message.
 func (in *inbound) message(m *message) {
 	for data := m.data; len(data) > 0; {
-		b := data[:min(m.size, len(data))]
+		b := data[:min(m.Size, len(data))]
 		data = data[len(b):]
 		switch kind := noise.Classify(b); kind {
 		case noise.KindTransport:
@@ -122,7 +122,7 @@ func (in *inbound) transport(b []byte, m *message) {
 		in.empty = true
 		return
 	}
-	in.packet(packet, m.ecn)
+	in.packet(packet, m.ECN)
 }
 
 // turn makes the session of index the one that datagrams belong to.

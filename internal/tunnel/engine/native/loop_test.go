@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -18,7 +19,9 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 	"tunneld/internal/tunnel/engine/noise"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // These tests run engines of one process over loopback, with a pair of sockets
@@ -55,7 +58,7 @@ func newLoop(t *testing.T) *loop {
 	devices := []*Device{d}
 	e.devices.Store(&devices)
 	l := &loop{t: t, engine: e, device: d, host: fds[1]}
-	l.private, l.public = newKey(t)
+	l.private, l.public = enginetest.NewKey(t)
 	if err := d.SetPrivateKey(secret.New(l.private)); err != nil {
 		t.Fatal(err)
 	}
@@ -115,8 +118,8 @@ func sessions(a, b *loop, to netip.AddrPort, change ...func(a, b *engine.Session
 	a.t.Helper()
 	id := session.NewID()
 	psk := secret.New(bytes.Repeat([]byte{5}, 32))
-	at := engine.Session{ID: id, PeerKey: b.public, PresharedKey: psk, AllowedIPs: prefixes("10.0.0.2/32"), Endpoint: to, Gate: engine.Open}
-	bt := engine.Session{ID: id, PeerKey: a.public, PresharedKey: psk, AllowedIPs: prefixes("10.0.0.1/32"), Gate: engine.Open, Responder: true}
+	at := engine.Session{ID: id, PeerKey: b.public, PresharedKey: psk, AllowedIPs: enginetest.Prefixes("10.0.0.2/32"), Endpoint: to, Gate: engine.Open}
+	bt := engine.Session{ID: id, PeerKey: a.public, PresharedKey: psk, AllowedIPs: enginetest.Prefixes("10.0.0.1/32"), Gate: engine.Open, Responder: true}
 	for _, c := range change {
 		c(&at, &bt)
 	}
@@ -176,7 +179,7 @@ func TestDeadline(t *testing.T) {
 		}
 		before, _ := b.device.Stats(id)
 		a.send(packet(1, 2, "late"))
-		eventually(t, "the packet is dropped", func() bool {
+		enginetest.Eventually(t, "the packet is dropped", func() bool {
 			s, _ := b.device.Stats(id)
 			return s.Dropped == before.Dropped+1 && s.RxPackets == before.RxPackets
 		})
@@ -189,7 +192,7 @@ func TestDeadline(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, _ := b.device.Stats(id)
-	eventually(t, "the engine ends the session by itself", func() bool {
+	enginetest.Eventually(t, "the engine ends the session by itself", func() bool {
 		a.send(packet(1, 2, "on the way"))
 		s, _ := b.device.Stats(id)
 		return s.Dropped > before.Dropped
@@ -256,7 +259,7 @@ func TestVictim(t *testing.T) {
 	for i := range 100 {
 		b.send(packet(2, 1, fmt.Sprintf("to the victim %03d", i)))
 	}
-	eventually(t, "the address is asked for a proof", func() bool { return asked.Load() > 0 })
+	enginetest.Eventually(t, "the address is asked for a proof", func() bool { return asked.Load() > 0 })
 	if g, s := got.Load(), sent.Load(); g > amplification*s {
 		t.Errorf("an address that sent %d octets and proved nothing got %d", s, g)
 	}
@@ -312,7 +315,7 @@ func TestFloodOfInitiations(t *testing.T) {
 			cookies.Add(1)
 		}
 	})
-	private, _ := newKey(t)
+	private, _ := enginetest.NewKey(t)
 	k, err := noise.NewStaticKey(secret.New(private))
 	if err != nil {
 		t.Fatal(err)
@@ -335,12 +338,12 @@ func TestFloodOfInitiations(t *testing.T) {
 			}
 		}
 	})
-	eventually(t, "the gateway asks for cookies", func() bool { return cookies.Load() > 10 })
+	enginetest.Eventually(t, "the gateway asks for cookies", func() bool { return cookies.Load() > 10 })
 	before, _ := a.device.Stats(id)
 	if err := a.device.Handshake(id, true); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a handshake comes through the flood", func() bool {
+	enginetest.Eventually(t, "a handshake comes through the flood", func() bool {
 		s, _ := a.device.Stats(id)
 		return s.LastHandshake.After(before.LastHandshake)
 	})
@@ -356,7 +359,7 @@ func TestKeysAreWiped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
+	enginetest.Eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
 	pair := p.current.Load()
 	index := pair.Local
 	if err := a.device.Remove(id); err != nil {
@@ -372,7 +375,7 @@ func TestKeysAreWiped(t *testing.T) {
 		t.Error("Stats of a removed session = nil, want an error")
 	}
 	a.send(packet(1, 2, "nowhere"))
-	eventually(t, "its packets belong to nobody", func() bool { return a.engine.counts.noSession.Load() == 1 })
+	enginetest.Eventually(t, "its packets belong to nobody", func() bool { return a.engine.counts.noSession.Load() == 1 })
 }
 
 // TestChangeOfPresharedKey changes it at one end after the other: no handshake
@@ -417,7 +420,7 @@ func TestWaitingEnds(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)
 	id := sessions(a, b, b.addr())
 	b.send(packet(2, 1, "to nobody yet")) // b's peer starts every handshake
-	eventually(t, "a packet waits", func() bool { return b.engine.stagedOctets.Load() > 0 })
+	enginetest.Eventually(t, "a packet waits", func() bool { return b.engine.stagedOctets.Load() > 0 })
 	p, err := b.device.find(id)
 	if err != nil {
 		t.Fatal(err)
@@ -518,8 +521,9 @@ func FuzzDatagram(f *testing.F) {
 	}
 	in := newInbound(b.engine, b.engine.sockets[0])
 	p := a.device.byKey[b.public]
-	eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
-	name := newEndpoint(a.addr(), source{}, 0).name
+	enginetest.Eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
+	var from udp.Header
+	from.Address(udp.NewRouted(a.addr()), nil)
 	f.Fuzz(func(t *testing.T, data []byte, size int, keyed bool) {
 		in.now = now()
 		if keyed {
@@ -531,7 +535,7 @@ func FuzzDatagram(f *testing.F) {
 			data = pair.Seal(nil, counter, data, 1420)
 			size = len(data)
 		}
-		m := message{data: append([]byte(nil), data...), size: max(1, size), name: &name}
+		m := message{Arrival: udp.Arrival{Size: max(1, size)}, data: append([]byte(nil), data...), name: (*unix.RawSockaddrInet6)(unsafe.Pointer(from.Name))}
 		in.message(&m)
 		in.write()
 		for {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // onesSum is the Internet checksum as RFC 1071, section 4.1 has it: slow and plain.
@@ -183,7 +185,7 @@ func checkJoined(t *testing.T, join *coalescer, f form, segments int) {
 	t.Helper()
 	most := maxPieces + 1
 	if !f.tcp {
-		most = maxSegments
+		most = udp.MaxSegments
 	}
 	if want := (segments + most - 1) / most; join.n != want {
 		t.Fatalf("%d segments, v6 %v, tcp %v: joined to %d packets, want %d", segments, f.v6, f.tcp, join.n, want)

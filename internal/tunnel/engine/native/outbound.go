@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tunneld/internal/tunnel/engine/noise"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // batchReads is how many packets are read at most before the batch ends, so
@@ -34,7 +35,7 @@ type outbound struct {
 	at              *peer // whom the counts below belong to
 	open            bool  // its gate
 	pair            *noise.Keypair
-	to              *endpoint
+	to              *udp.Endpoint
 	packets, bytes  uint64
 	dropped, sealed uint64
 }

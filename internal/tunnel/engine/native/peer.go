@@ -11,6 +11,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/noise"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 const (
@@ -47,7 +48,7 @@ type peer struct {
 	gate     atomic.Uint32 // an engine.Gate
 	ends     atomic.Int64  // deadline, a noise.Instant; 0: none
 	current  atomic.Pointer[noise.Keypair]
-	endpoint atomic.Pointer[endpoint]
+	endpoint atomic.Pointer[udp.Endpoint]
 	counts   [2]struct{ packets, bytes atomic.Uint64 } // by direction
 	dropped  atomic.Uint64
 	timers   noise.Timers
@@ -107,7 +108,7 @@ func (p *peer) due(t noise.Instant) {
 	}
 	if do&noise.SendInitiation != 0 {
 		if e := p.endpoint.Load(); e != nil {
-			e.set(flagSourceCleared) // it may be the cause of the trouble
+			e.ClearSource() // it may be the cause of the trouble
 		}
 	}
 	if p.asks.Swap(false) || do&noise.SendInitiation != 0 {
@@ -195,7 +196,7 @@ func (p *peer) abandonLocked() {
 }
 
 // sendMessage sends one datagram, outside of any batch.
-func (e *Engine) sendMessage(to *endpoint, message []byte) {
+func (e *Engine) sendMessage(to *udp.Endpoint, message []byte) {
 	e.control.Lock()
 	defer e.control.Unlock()
 	s := e.control.sender
@@ -272,7 +273,7 @@ func (p *peer) completeLocked(t noise.Instant) {
 
 // confirm is called with the first packets that were opened with the pair of
 // e, a handshake that the peer started; from is where they came from.
-func (p *peer) confirm(e *entry, pair *noise.Keypair, from *endpoint, t noise.Instant) {
+func (p *peer) confirm(e *entry, pair *noise.Keypair, from *udp.Endpoint, t noise.Instant) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := p.d.key.Load()
@@ -285,7 +286,7 @@ func (p *peer) confirm(e *entry, pair *noise.Keypair, from *endpoint, t noise.In
 		e.fresh.Store(false)
 		p.abandonLocked()
 		p.completeLocked(t)
-		p.moveLocked(from, 0, from.dst == p.answered) // there our response was seen
+		p.moveLocked(from, 0, from.Dst == p.answered) // there our response was seen
 		p.installLocked(t)
 	}
 	p.buryLocked(dropped[:]...)
@@ -293,7 +294,7 @@ func (p *peer) confirm(e *entry, pair *noise.Keypair, from *endpoint, t noise.In
 
 // stage keeps a packet until there is a key and an endpoint. It returns a pair
 // and where to instead if both are there meanwhile.
-func (p *peer) stage(packet []byte, t noise.Instant) (*noise.Keypair, *endpoint) {
+func (p *peer) stage(packet []byte, t noise.Instant) (*noise.Keypair, *udp.Endpoint) {
 	p.want(t)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -366,22 +367,24 @@ func (p *peer) flushStagedLocked(pair *noise.Keypair, t noise.Instant) {
 
 // goesToLocked sets the endpoint because the control plane says so.
 func (p *peer) goesToLocked(addr netip.AddrPort) {
-	addr = numericZone(addr)
+	addr = udp.Canonical(addr)
 	p.dialled = netip.AddrPort{}
 	if !p.responder {
 		p.dialled = addr
 	}
-	to := newEndpoint(addr, source{}, 0)
-	to.routed = !p.responder
 	p.doubted.Store(false)
-	p.endpoint.Store(to)
+	if p.responder {
+		p.endpoint.Store(udp.NewEndpoint(addr, udp.Source{}, 0))
+	} else {
+		p.endpoint.Store(udp.NewRouted(addr))
+	}
 }
 
 // heard is called for packets that opened: the peer is at from. octets is what
 // came from there; newest, whether a packet among them is newer than all
 // before: a late one must not move the peer back.
-func (p *peer) heard(from *endpoint, octets int, newest bool) {
-	if at := p.endpoint.Load(); at != nil && at.covers(from) {
+func (p *peer) heard(from *udp.Endpoint, octets int, newest bool) {
+	if at := p.endpoint.Load(); at != nil && at.Covers(from) {
 		if p.doubted.Load() {
 			p.budget.Add(amplification * int64(octets))
 		}
@@ -396,18 +399,17 @@ func (p *peer) heard(from *endpoint, octets int, newest bool) {
 // we did not choose, and that has not proved that the peer is there, is sent
 // little until it has: else anybody who has a key could aim his download at a
 // victim.
-func (p *peer) moveLocked(from *endpoint, octets int, proved bool) {
+func (p *peer) moveLocked(from *udp.Endpoint, octets int, proved bool) {
 	at := p.endpoint.Load()
 	switch {
-	case proved || from.dst == p.dialled:
+	case proved || from.Dst == p.dialled:
 		p.doubted.Store(false)
-	case at == nil || at.dst != from.dst:
+	case at == nil || at.Dst != from.Dst:
 		p.budget.Store(amplification * int64(octets))
 		p.doubted.Store(true)
 	}
-	if from.dst == p.dialled {
-		from = newEndpoint(from.dst, source{}, 0)
-		from.routed = true
+	if from.Dst == p.dialled {
+		from = udp.NewRouted(from.Dst)
 	}
 	p.endpoint.Store(from)
 }

@@ -1,15 +1,16 @@
 package native
 
 import (
-	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 const (
 	// messages is how many are taken from the kernel at once. Each may be
-	// maxSegments datagrams.
+	// udp.MaxSegments datagrams.
 	messages = 32
 	// messageSize is what the kernel puts into one.
 	messageSize = 1 << 16
@@ -20,21 +21,19 @@ type receiver struct {
 	e       *Engine
 	s       *socket
 	memory  []byte
-	headers [messages]mmsghdr
+	headers [messages]udp.Header
 	vectors [messages]unix.Iovec
 	names   [messages]unix.RawSockaddrInet6
-	control [messages][controlSize]byte
+	control [messages][udp.ControlSize]byte
 
-	endpoints [256]*endpoint // those seen lately, so that a stream of packets makes no garbage
+	endpoints [256]*udp.Endpoint // those seen lately, so that a stream of packets makes no garbage
 }
 
 // A message is datagrams of one size (the last may be shorter) from one place.
 type message struct {
+	udp.Arrival
 	data []byte
-	size int
-	ecn  byte
 	name *unix.RawSockaddrInet6
-	src  source
 }
 
 func newReceiver(e *Engine, s *socket) *receiver {
@@ -43,11 +42,9 @@ func newReceiver(e *Engine, s *socket) *receiver {
 		r.vectors[i].Base = &r.memory[i*messageSize]
 		r.vectors[i].SetLen(messageSize)
 		h := &r.headers[i]
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
 		h.Iov = &r.vectors[i]
 		h.SetIovlen(1)
-		h.Control = &r.control[i][0]
-		h.SetControllen(controlSize)
+		h.Expect(&r.names[i], &r.control[i])
 	}
 	return r
 }
@@ -64,55 +61,25 @@ func (r *receiver) read() (int, error) {
 // message gives message i of those read last.
 func (r *receiver) message(i int) message {
 	h := &r.headers[i]
-	m := message{data: r.memory[i*messageSize:][:min(int(h.n), messageSize)], name: &r.names[i]}
-	m.parse(r.control[i][:min(int(h.Controllen), controlSize)])
-	if m.size <= 0 {
-		m.size = len(m.data)
+	m := message{
+		Arrival: udp.ParseControl(r.control[i][:min(int(h.Controllen), udp.ControlSize)]),
+		data:    r.memory[i*messageSize:][:min(int(h.N), messageSize)], name: &r.names[i],
 	}
-	// What the kernel changed is made ready for the next read.
-	h.Namelen = unix.SizeofSockaddrInet6
-	h.SetControllen(controlSize)
-	h.Flags = 0
+	if m.Size <= 0 {
+		m.Size = len(m.data)
+	}
+	h.Expect(&r.names[i], &r.control[i]) // the kernel has changed it
 	return m
 }
 
-// parse reads the control messages: the length of the datagrams, the address
-// they were sent to, and their ECN field.
-func (m *message) parse(b []byte) {
-	for len(b) >= unix.SizeofCmsghdr {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-		if h.Len < unix.SizeofCmsghdr || h.Len > uint64(len(b)) {
-			return
-		}
-		data := b[unix.CmsgLen(0):h.Len]
-		switch {
-		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
-			m.size = int(*(*int32)(unsafe.Pointer(&data[0])))
-		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
-			m.ecn = data[0] & ecnMask
-		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
-			m.ecn = byte(*(*int32)(unsafe.Pointer(&data[0]))) & ecnMask
-		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			info := (*unix.Inet4Pktinfo)(unsafe.Pointer(&data[0]))
-			m.src = source{netip.AddrFrom4(info.Spec_dst), uint32(info.Ifindex)}
-		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			info := (*unix.Inet6Pktinfo)(unsafe.Pointer(&data[0]))
-			m.src = source{netip.AddrFrom16(info.Addr), info.Ifindex}
-		}
-		b = b[min(len(b), unix.CmsgSpace(int(h.Len)-unix.CmsgLen(0))):]
-	}
-}
-
 // endpoint is where m came from; the one of before, if nothing has changed.
-func (r *receiver) endpoint(m *message) *endpoint {
-	dst := addrPort(m.name)
-	epoch := r.e.path.Load()
+func (r *receiver) endpoint(m *message) *udp.Endpoint {
+	dst, path := udp.AddrPort(m.name), r.e.path.Load()
 	slot := &r.endpoints[(dst.Port()^uint16(m.name.Flowinfo))%uint16(len(r.endpoints))]
-	src := m.src
-	if e := *slot; e != nil && e.dst == dst && e.src == src && e.path == epoch && !e.has(flagSourceCleared) {
+	if e := *slot; e != nil && e.Is(dst, m.Src, path) {
 		return e
 	}
-	e := newEndpoint(dst, src, epoch)
+	e := udp.NewEndpoint(dst, m.Src, path)
 	*slot = e
 	return e
 }

@@ -1,23 +1,16 @@
 package native
 
 import (
-	"errors"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 const (
-	// maxSegments is the most datagrams that the kernel sends as one
-	// (UDP_MAX_SEGMENTS of kernels before 6.9) or receives as one.
-	maxSegments = 64
-	// maxPayload4 and maxPayload6 are the most octets in one UDP datagram.
-	maxPayload4 = 1<<16 - 1 - 20 - 8
-	maxPayload6 = 1<<16 - 1 - 8
 	// maxRuns is how many messages are handed to the kernel at once.
 	maxRuns = 128
-	// controlSize holds a source, a traffic class and a segment size.
-	controlSize = 128
 	// arenaSize holds the datagrams of a batch: what is flushed at, and what
 	// one read from a TUN device can become.
 	arenaSize = flushAt + 2*maxPacket
@@ -28,16 +21,10 @@ const (
 	flushAt = 1 << 16
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	unix.Msghdr
-	n uint32 // octets received or sent
-}
-
 // A run is datagrams to one endpoint that follow each other in the arena: all
 // of one size, but the last may be shorter.
 type run struct {
-	to         *endpoint
+	to         *udp.Endpoint
 	start, end int
 	size       int // of the first
 	count      int
@@ -53,9 +40,9 @@ type sender struct {
 	used    int // octets
 	runs    [maxRuns]run
 	n       int // runs in use
-	headers [maxRuns]mmsghdr
+	headers [maxRuns]udp.Header
 	vectors [maxRuns]unix.Iovec
-	control [maxRuns][controlSize]byte
+	control [maxRuns][udp.ControlSize]byte
 }
 
 func newSender(e *Engine, size int) *sender { return &sender{e: e, arena: make([]byte, size)} }
@@ -70,15 +57,15 @@ func (s *sender) room(n int) []byte {
 }
 
 // commit says that the first n octets of room are a datagram for to.
-func (s *sender) commit(to *endpoint, n int, ecn byte) {
+func (s *sender) commit(to *udp.Endpoint, n int, ecn byte) {
 	start := s.used
 	s.used += n
 	if s.n > 0 {
 		r := &s.runs[s.n-1]
-		if !r.full && r.to == to && r.ecn == ecn && n <= r.size && r.end-r.start+n <= maxPayload4 {
+		if !r.full && r.to == to && r.ecn == ecn && n <= r.size && r.end-r.start+n <= udp.MaxPayload4 {
 			r.end = s.used
 			r.count++
-			r.full = n < r.size || r.count == maxSegments
+			r.full = n < r.size || r.count == udp.MaxSegments
 			return
 		}
 	}
@@ -88,9 +75,9 @@ func (s *sender) commit(to *endpoint, n int, ecn byte) {
 
 // segments reports whether the kernel takes several datagrams to an endpoint
 // as one message.
-func (e *Engine) segments(to *endpoint) bool {
+func (e *Engine) segments(to *udp.Endpoint) bool {
 	socket := e.socketFor(to)
-	return socket != nil && socket.gso.Load() && !to.has(flagNoSegments)
+	return socket != nil && socket.Segments(to)
 }
 
 // waiting is how many octets have not been sent.
@@ -103,7 +90,7 @@ func (s *sender) flush() {
 		r := &s.runs[first]
 		socket := s.e.socketFor(r.to)
 		last := first + 1
-		for last < s.n && s.runs[last].to.is4() == r.to.is4() {
+		for last < s.n && s.runs[last].to.Is4() == r.to.Is4() {
 			last++
 		}
 		if socket == nil {
@@ -131,25 +118,17 @@ func (s *sender) send(socket *socket, first, last int) {
 func (s *sender) load(i int, r *run, start, end int, path uint32) {
 	s.vectors[i].Base = &s.arena[start]
 	s.vectors[i].SetLen(end - start)
-	control := s.control[i][:0]
-	if r.to.hasSource(path) {
-		control = r.to.appendSource(control)
-	}
+	control := r.to.AppendSource(s.control[i][:0], path)
 	if r.ecn != 0 {
-		control = r.to.appendTrafficClass(control, r.ecn)
+		control = r.to.AppendECN(control, r.ecn)
 	}
 	if end-start > r.size {
-		control = appendSegmentSize(control, uint16(r.size))
+		control = udp.AppendSegmentSize(control, uint16(r.size))
 	}
 	h := &s.headers[i]
-	h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.to.name)), r.to.nameLen
 	h.Iov = &s.vectors[i]
 	h.SetIovlen(1)
-	h.Control = nil
-	if len(control) > 0 {
-		h.Control = &control[0]
-	}
-	h.SetControllen(len(control))
+	h.Address(r.to, control)
 }
 
 // sendBatch sends the messages first to last. One that the kernel refuses is
@@ -163,12 +142,12 @@ func (s *sender) sendBatch(socket *socket, first, last int) {
 			first += int(n)
 		case errno == unix.EINTR:
 		default:
-			r := &s.runs[first]
-			switch s.refused(socket, r, errno) {
-			case tryAgain:
-				s.load(first, r, r.start, r.end, s.e.path.Load())
-			case trySingly:
-				s.sendSingly(socket, r, s.e.path.Load())
+			r, path := &s.runs[first], s.e.path.Load()
+			switch socket.Remedy(r.to, r.to.HasSource(path), r.count > 1, errno) {
+			case udp.Unsource:
+				s.load(first, r, r.start, r.end, path)
+			case udp.Divide:
+				s.sendSingly(socket, r, path)
 				first++
 			default:
 				s.e.counts.unsent.Add(uint64(r.count))
@@ -190,40 +169,4 @@ func (s *sender) sendSingly(socket *socket, r *run, path uint32) {
 		one.load(0, &one.runs[0], at, one.runs[0].end, path)
 		one.sendBatch(socket, 0, 1)
 	}
-}
-
-// What to do about a message that the kernel refused.
-const (
-	giveUp = iota
-	tryAgain
-	trySingly
-)
-
-// refused decides whether a message that the kernel refused is worth another
-// try, and changes what may have been the cause.
-func (s *sender) refused(socket *socket, r *run, err error) int {
-	switch {
-	case r.count > 1 && errors.Is(err, unix.EIO): // the device computes no checksums: udp(7)
-		socket.gso.Store(false)
-		return trySingly
-	case r.count > 1 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMSGSIZE)): // larger than the path's MTU
-		r.to.set(flagNoSegments)
-		return trySingly
-	case r.to.hasSource(s.e.path.Load()) && isPathError(err): // our address or its interface is gone
-		r.to.set(flagSourceCleared)
-		r.to.unset(flagNoSegments) // that may have been the wrong conclusion
-		return tryAgain
-	}
-	return giveUp
-}
-
-// isPathError reports whether err can come from a source address or interface
-// that no longer leads to the peer.
-func isPathError(err error) bool {
-	for _, e := range []error{unix.EINVAL, unix.ENODEV, unix.ENXIO, unix.ENETDOWN, unix.EADDRNOTAVAIL, unix.ENETUNREACH, unix.EHOSTUNREACH} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }

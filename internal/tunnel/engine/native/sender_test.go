@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // TestSender sends datagrams of all sizes and marks to two places, with and
@@ -21,13 +21,13 @@ func TestSender(t *testing.T) {
 		}
 		defer e.Close()
 		var conns []*net.UDPConn
-		var to []*endpoint
+		var to []*udp.Endpoint
 		for range 2 {
 			c := listenLoopback(t)
 			defer c.Close()
 			c.SetReadBuffer(8 << 20)
 			conns = append(conns, c)
-			to = append(to, newEndpoint(c.LocalAddr().(*net.UDPAddr).AddrPort(), source{}, 0))
+			to = append(to, udp.NewRouted(udp.LocalAddr(c)))
 		}
 		s := newSender(e, arenaSize)
 		want := make([][][]byte, 2)
@@ -77,21 +77,21 @@ func TestSender(t *testing.T) {
 
 // TestRuns says what is sent as one message.
 func TestRuns(t *testing.T) {
-	e := &Engine{sockets: []*socket{{local: netip.MustParseAddrPort("127.0.0.1:9")}}}
-	e.sockets[0].gso.Store(true)
-	a, b := newEndpoint(netip.MustParseAddrPort("127.0.0.1:1"), source{}, 0), newEndpoint(netip.MustParseAddrPort("127.0.0.1:2"), source{}, 0)
+	e := &Engine{sockets: []*socket{{Socket: udp.Socket{Local: netip.MustParseAddrPort("127.0.0.1:9")}}}}
+	e.sockets[0].GSO.Store(true)
+	a, b := udp.NewRouted(netip.MustParseAddrPort("127.0.0.1:1")), udp.NewRouted(netip.MustParseAddrPort("127.0.0.1:2"))
 	for name, c := range map[string]struct {
-		to    []*endpoint
+		to    []*udp.Endpoint
 		sizes []int
 		want  []int // datagrams in each run
 	}{
-		"equal":          {[]*endpoint{a, a, a}, []int{10, 10, 10}, []int{3}},
-		"shorter last":   {[]*endpoint{a, a, a}, []int{10, 10, 5}, []int{3}},
-		"after shorter":  {[]*endpoint{a, a, a}, []int{10, 5, 5}, []int{2, 1}},
-		"longer":         {[]*endpoint{a, a}, []int{10, 11}, []int{1, 1}},
-		"another":        {[]*endpoint{a, b, a}, []int{10, 10, 10}, []int{1, 1, 1}},
-		"segment limit":  {slices.Repeat([]*endpoint{a}, 65), slices.Repeat([]int{9}, 65), []int{64, 1}},
-		"datagram limit": {slices.Repeat([]*endpoint{a}, 3), slices.Repeat([]int{30000}, 3), []int{2, 1}},
+		"equal":          {[]*udp.Endpoint{a, a, a}, []int{10, 10, 10}, []int{3}},
+		"shorter last":   {[]*udp.Endpoint{a, a, a}, []int{10, 10, 5}, []int{3}},
+		"after shorter":  {[]*udp.Endpoint{a, a, a}, []int{10, 5, 5}, []int{2, 1}},
+		"longer":         {[]*udp.Endpoint{a, a}, []int{10, 11}, []int{1, 1}},
+		"another":        {[]*udp.Endpoint{a, b, a}, []int{10, 10, 10}, []int{1, 1, 1}},
+		"segment limit":  {slices.Repeat([]*udp.Endpoint{a}, 65), slices.Repeat([]int{9}, 65), []int{64, 1}},
+		"datagram limit": {slices.Repeat([]*udp.Endpoint{a}, 3), slices.Repeat([]int{30000}, 3), []int{2, 1}},
 	} {
 		s := newSender(e, arenaSize)
 		for i, to := range c.to {
@@ -105,22 +105,5 @@ func TestRuns(t *testing.T) {
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: runs of %v datagrams, want %v", name, got, c.want)
 		}
-	}
-}
-
-// TestControl writes control messages and reads them back.
-func TestControl(t *testing.T) {
-	e := newEndpoint(netip.MustParseAddrPort("[2001:db8::2]:9"), source{netip.MustParseAddr("2001:db8::1"), 7}, 0)
-	b := e.appendTrafficClass(e.appendSource(make([]byte, 0, controlSize)), ecnMarked)
-	b, size := appendControl(b, unix.IPPROTO_UDP, unix.UDP_GRO, 4)
-	*(*int32)(size) = 1200
-	var m message
-	m.parse(b)
-	if m.src != e.src || m.ecn != ecnMarked || m.size != 1200 {
-		t.Errorf("parse = %+v, want source %v, mark %02b, size 1200", m, e.src, ecnMarked)
-	}
-	for n := range b { // cut short anywhere, nothing is read beyond the end
-		var m message
-		m.parse(b[:n:n])
 	}
 }

@@ -15,9 +15,6 @@ import (
 
 const (
 	tunPath = "/dev/net/tun"
-	// minMTU is what the kernel takes for IPv4; IPv6 needs 1280.
-	minMTU = 68
-	maxMTU = 65535
 	// maxQueues bounds the threads that read from one interface.
 	maxQueues = 4
 
@@ -41,11 +38,8 @@ type tunnel struct {
 // openTUN makes the interface, or takes over a persistent one of a single queue
 // that nobody holds. It vanishes with the descriptors unless it is persistent.
 func openTUN(c engine.DeviceConfig, queues int, offload bool) (*tunnel, error) {
-	if c.Interface == "" || len(c.Interface) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("interface name %q: want 1 to %d octets", c.Interface, unix.IFNAMSIZ-1)
-	}
-	if c.MTU < minMTU || c.MTU > maxMTU {
-		return nil, fmt.Errorf("interface %s: MTU %d: want %d to %d", c.Interface, c.MTU, minMTU, maxMTU)
+	if err := c.Check(); err != nil {
+		return nil, err
 	}
 	if queues <= 0 {
 		queues = min(runtime.NumCPU(), maxQueues)
@@ -53,14 +47,14 @@ func openTUN(c engine.DeviceConfig, queues int, offload bool) (*tunnel, error) {
 	t := &tunnel{name: c.Interface}
 	if err := t.attach(queues); err != nil {
 		t.close()
-		return nil, tunError(c.Interface, err)
+		return nil, engine.InterfaceError(c.Interface, err)
 	}
 	if offload {
 		t.setOffloads()
 	}
 	if err := t.setMTU(c.MTU); err != nil {
 		t.close()
-		return nil, fmt.Errorf("interface %s: %w", c.Interface, permission(err))
+		return nil, fmt.Errorf("interface %s: %w", c.Interface, engine.Permission(err))
 	}
 	return t, nil
 }
@@ -160,17 +154,4 @@ func (t *tunnel) write(queue int, vectors []unix.Iovec) error {
 			return errno
 		}
 	}
-}
-
-// tunError says what an error of /dev/net/tun means.
-func tunError(name string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: load the tun module (modprobe tun) or give the container the device: %w", engine.ErrNoTUN, err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: interface %s: %w", engine.ErrNotPermitted, name, err)
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EINVAL): // EINVAL: it is no TUN
-		return fmt.Errorf("%w: %s: choose another name, or remove it (ip link delete %s): %w", engine.ErrInterfaceTaken, name, name, err)
-	}
-	return fmt.Errorf("interface %s: %w", name, err)
 }

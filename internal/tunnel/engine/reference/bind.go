@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // A bind is one device's share of the hub: what wireguard-go takes for a
@@ -37,7 +39,7 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	for i := range b.hub.sockets {
 		fns = append(fns, b.hub.receiver(b.tap, i))
 	}
-	return fns, b.hub.sockets[0].local.Port(), nil
+	return fns, b.hub.sockets[0].Local.Port(), nil
 }
 
 // Close ends receiving for this device; the sockets stay.
@@ -62,16 +64,16 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if len(bufs) == 1 && !b.mayLeave(bufs[0]) {
 		return nil
 	}
-	s := b.hub.socketFor(e.dst.Addr())
-	if !e.dst.IsValid() || s == nil {
+	s := b.hub.socketFor(e.Dst.Addr())
+	if !e.Dst.IsValid() || s == nil {
 		return nil
 	}
 	err := s.send(bufs, e, b.hub.path.Load())
 	switch {
 	case errors.Is(err, net.ErrClosed):
 		return net.ErrClosed
-	case err != nil && !isPathError(err) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS):
-		b.hub.complain("send", e.dst, err)
+	case err != nil && !udp.IsPathError(err) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS):
+		b.hub.complain("send", e.Dst, err)
 	}
 	return nil
 }
@@ -100,13 +102,13 @@ func (b *bind) mayLeave(message []byte) bool {
 // there is dropped, until a packet of the peer says where it is.
 func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	if s == "" {
-		return newEndpoint(netip.AddrPort{}, source{}, 0), nil
+		return newEndpoint(netip.AddrPort{}), nil
 	}
 	dst, err := netip.ParseAddrPort(s)
 	if err != nil {
 		return nil, err
 	}
-	return newEndpoint(unmapped(dst), source{}, 0), nil
+	return newEndpoint(udp.Canonical(dst)), nil
 }
 
 // SetMark does nothing: the mark is the engine's, set before the first packet.

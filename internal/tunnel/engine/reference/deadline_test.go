@@ -3,20 +3,22 @@ package reference
 import (
 	"testing"
 	"time"
+
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // TestDeadlineStopsTheDataPath tells an engine a deadline and never calls it
 // again, as a control plane that is dead: the engine closes the session itself.
 func TestDeadlineStopsTheDataPath(t *testing.T) {
 	a, b := memPair(t, loopback(t), loopback(t))
-	eventually(t, "packets cross", func() bool { return crosses(a.tun, b.tun, aToB(100)) })
+	enginetest.Eventually(t, "packets cross", func() bool { return crosses(a.tun, b.tun, aToB(100)) })
 	if err := b.SetDeadline(b.session.ID, time.Now().Add(300*time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	if !crosses(a.tun, b.tun, aToB(100)) {
 		t.Error("no packet crosses before the deadline")
 	}
-	eventually(t, "the deadline stops packets", func() bool { return !crosses(a.tun, b.tun, aToB(100)) })
+	enginetest.Eventually(t, "the deadline stops packets", func() bool { return !crosses(a.tun, b.tun, aToB(100)) })
 	if crosses(b.tun, a.tun, bToA(100)) {
 		t.Error("a packet is sent after the deadline")
 	}

@@ -18,6 +18,7 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // statusLife is how old the answer of [Device.Stats] may be about endpoints
@@ -153,23 +154,10 @@ func (d *Device) checkLocked(s engine.Session) error {
 		return engine.ErrClosed
 	case d.public == engine.PublicKey{}:
 		return fmt.Errorf("interface %s has no private key: set it before adding session %v", d.name, s.ID)
-	case s.PeerKey == engine.PublicKey{} || s.PeerKey == d.public:
-		return fmt.Errorf("session %v: public key %v is no peer's", s.ID, s.PeerKey)
 	case other != nil && other.id != s.ID:
 		return fmt.Errorf("%w: session %v, key %v of session %v", engine.ErrKeyInUse, s.ID, s.PeerKey, other.id)
-	case !s.PresharedKey.IsZero() && len(s.PresharedKey.Reveal()) != engine.KeySize:
-		return fmt.Errorf("session %v: preshared key of %d octets: want %d or none", s.ID, len(s.PresharedKey.Reveal()), engine.KeySize)
 	}
-	return checkPrefixes(s.ID, s.AllowedIPs)
-}
-
-func checkPrefixes(id session.ID, prefixes []netip.Prefix) error {
-	for _, p := range prefixes {
-		if !p.IsValid() || p.Addr().Is4In6() {
-			return fmt.Errorf("session %v: %v is no prefix", id, p)
-		}
-	}
-	return nil
+	return s.Check(d.public)
 }
 
 // configureLocked makes an attached peer what s says, except for the gate. A
@@ -188,7 +176,7 @@ func (d *Device) configureLocked(p *peer, s engine.Session, created bool) error 
 	r.key("preshared_key", psk)
 	switch {
 	case s.Endpoint.IsValid():
-		r.line("endpoint", numericZone(s.Endpoint).String())
+		r.line("endpoint", udp.Canonical(s.Endpoint).String())
 		d.dialLocked(p, s.Endpoint)
 	case created:
 		r.line("endpoint", "")
@@ -203,7 +191,7 @@ func (d *Device) configureLocked(p *peer, s engine.Session, created bool) error 
 
 // SetAllowedIPs makes the inner prefixes of a session exactly these.
 func (d *Device) SetAllowedIPs(id session.ID, prefixes []netip.Prefix) error {
-	if err := checkPrefixes(id, prefixes); err != nil {
+	if err := engine.CheckPrefixes(id, prefixes); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -255,7 +243,7 @@ func (d *Device) SetEndpoint(id session.ID, addr netip.AddrPort) error {
 		return err
 	}
 	d.dialLocked(p, addr)
-	p.wg.SetEndpointFromPacket(newEndpoint(numericZone(addr), source{}, 0))
+	p.wg.SetEndpointFromPacket(newEndpoint(udp.Canonical(addr)))
 	d.statusAt = time.Time{}
 	return nil
 }
@@ -334,8 +322,11 @@ func (d *Device) Close() error {
 
 // findLocked finds a session by its id.
 func (d *Device) findLocked(id session.ID) (*peer, error) {
-	if d.closed {
+	switch {
+	case d.closed:
 		return nil, engine.ErrClosed
+	case d.vanished():
+		return nil, d.goneError()
 	}
 	if p := d.sessions[id]; p != nil {
 		return p, nil
@@ -350,10 +341,23 @@ func (d *Device) applyLocked(r *request) error {
 	if err == nil {
 		return nil
 	}
-	select {
-	case <-d.wg.Wait(): // it closes itself when the interface vanishes
-		return fmt.Errorf("%w: interface %s is gone", engine.ErrClosed, d.name)
-	default:
-		return fmt.Errorf("interface %s: %w", d.name, err)
+	if d.vanished() {
+		return d.goneError()
 	}
+	return fmt.Errorf("interface %s: %w", d.name, err)
+}
+
+// vanished reports whether wireguard-go has closed itself, as it does when
+// somebody removes the interface.
+func (d *Device) vanished() bool {
+	select {
+	case <-d.wg.Wait():
+		return true
+	default:
+		return false
+	}
+}
+
+func (d *Device) goneError() error {
+	return fmt.Errorf("%w: interface %s is gone", engine.ErrClosed, d.name)
 }

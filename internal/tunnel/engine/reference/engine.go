@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // Config is what an Engine needs to know.
@@ -56,7 +57,7 @@ func New(c Config) (*Engine, error) {
 	conns := c.Sockets
 	if len(conns) == 0 {
 		var err error
-		if conns, err = listen(c.Listen); err != nil {
+		if conns, err = udp.Listen(c.Listen); err != nil {
 			return nil, err
 		}
 	}
@@ -64,7 +65,7 @@ func New(c Config) (*Engine, error) {
 	for _, conn := range conns {
 		s, err := newSocket(conn, c.Mark)
 		if err != nil {
-			closeAll(conns)
+			udp.CloseAll(conns)
 			return nil, err
 		}
 		sockets = append(sockets, s)
@@ -72,14 +73,8 @@ func New(c Config) (*Engine, error) {
 	return &Engine{hub: newHub(sockets, c.Log), log: c.Log, devices: make(map[*Device]struct{})}, nil
 }
 
-func closeAll(conns []*net.UDPConn) {
-	for _, c := range conns {
-		c.Close()
-	}
-}
-
 // Port is the UDP port of every device.
-func (e *Engine) Port() uint16 { return e.hub.sockets[0].local.Port() }
+func (e *Engine) Port() uint16 { return e.hub.sockets[0].Local.Port() }
 
 // PathChanged makes the routing table choose the source towards every peer
 // again, until that peer has been heard of.
@@ -92,7 +87,7 @@ func (e *Engine) Open(c engine.DeviceConfig) (engine.Device, error) {
 	if e.closed {
 		return nil, engine.ErrClosed
 	}
-	inner, err := openTUN(c.Interface, c.MTU)
+	inner, err := openTUN(c)
 	if err != nil {
 		return nil, err
 	}

@@ -118,7 +118,7 @@ func (h *hub) shut() error {
 // socketFor is the socket that reaches dst, or nil.
 func (h *hub) socketFor(dst netip.Addr) *socket {
 	for _, s := range h.sockets {
-		if s.is4() == dst.Is4() {
+		if s.Is4() == dst.Is4() {
 			return s
 		}
 	}
@@ -198,7 +198,7 @@ func (h *hub) lead(t *tap, i int, r *reader, bufs [][]byte, sizes []int, eps []c
 		case errors.Is(err, net.ErrClosed):
 			return 0, net.ErrClosed
 		case err != nil:
-			h.complain("receive", h.sockets[i].local, err)
+			h.complain("receive", h.sockets[i].Local, err)
 			select {
 			case <-t.done:
 			case <-time.After(readPause):

@@ -17,6 +17,8 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // A listener reads a bind as wireguard-go does.
@@ -123,11 +125,11 @@ func TestSortByReceiver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer peer.Close()
-	_, keyA := newKey(t)
-	_, keyB := newKey(t)
-	_, keyC := newKey(t)
+	_, keyA := enginetest.NewKey(t)
+	_, keyB := enginetest.NewKey(t)
+	_, keyC := enginetest.NewKey(t)
 	a, b := listenOn(t, e.hub, keyA), listenOn(t, e.hub, keyB)
-	there := newEndpoint(peer.LocalAddr().(*net.UDPAddr).AddrPort(), source{}, 0)
+	there := newEndpoint(peer.LocalAddr().(*net.UDPAddr).AddrPort())
 	leave := func(l *listener, m []byte) {
 		t.Helper()
 		if err := l.Send([][]byte{m}, there); err != nil {
@@ -207,8 +209,8 @@ func TestSlowDeviceLosesItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer peer.Close()
-	_, keyA := newKey(t)
-	_, keyB := newKey(t)
+	_, keyA := enginetest.NewKey(t)
+	_, keyB := enginetest.NewKey(t)
 	a := listenOn(t, e.hub, keyA)
 	slow := &bind{hub: e.hub, mayInitiate: new(roles).mayInitiate}
 	slow.mac1.Store(newMAC1Key(keyB))
@@ -232,7 +234,7 @@ func TestSlowDeviceLosesItsOwn(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "the slow device's queue is full", func() bool { return len(slow.tap.queues[0]) == queueLength })
+	enginetest.Eventually(t, "the slow device's queue is full", func() bool { return len(slow.tap.queues[0]) == queueLength })
 }
 
 func TestIndexTable(t *testing.T) {
@@ -274,8 +276,8 @@ func TestIndexTable(t *testing.T) {
 }
 
 func TestMAC1(t *testing.T) {
-	_, k := newKey(t)
-	_, other := newKey(t)
+	_, k := enginetest.NewKey(t)
+	_, other := enginetest.NewKey(t)
 	m := initiation(k, 7)
 	if !newMAC1Key(k).made(m) {
 		t.Error("mac1 made by wireguard-go is not recognised")
@@ -292,25 +294,25 @@ func TestMAC1(t *testing.T) {
 func TestDialledAddresses(t *testing.T) {
 	h := newHub(nil, nil)
 	r := newReader(nil)
-	ours := source{netip.MustParseAddr("192.0.2.1"), 3}
+	ours := udp.Source{Addr: netip.MustParseAddr("192.0.2.1"), Ifindex: 3}
 	gateway, client := netip.MustParseAddrPort("192.0.2.9:443"), netip.MustParseAddrPort("192.0.2.8:5000")
 	h.dial(gateway, 1)
-	if e := r.endpoint(gateway, ours, h); len(e.sourceControl(h.path.Load())) != 0 {
+	if e := r.endpoint(gateway, ours, h); e.HasSource(h.path.Load()) {
 		t.Error("to an address that we chose: the source is fixed, want routed")
 	}
 	e := r.endpoint(client, ours, h)
-	if len(e.sourceControl(h.path.Load())) == 0 || e.SrcIP() != ours.addr {
+	if !e.HasSource(h.path.Load()) || e.SrcIP() != ours.Addr {
 		t.Error("to an address that came to us: the source is routed, want fixed")
 	}
 	if r.endpoint(client, ours, h) != e {
 		t.Error("an unchanged path makes a new endpoint")
 	}
 	h.pathChanged()
-	if len(e.sourceControl(h.path.Load())) != 0 {
+	if e.HasSource(h.path.Load()) {
 		t.Error("after a change of paths: the source is still fixed")
 	}
 	fresh := r.endpoint(client, ours, h)
-	if fresh == e || len(fresh.sourceControl(h.path.Load())) == 0 {
+	if fresh == e || !fresh.HasSource(h.path.Load()) {
 		t.Error("heard of again after a change of paths: the source is not fixed again")
 	}
 	fresh.ClearSrc()
@@ -318,7 +320,7 @@ func TestDialledAddresses(t *testing.T) {
 		t.Error("after ClearSrc the endpoint is used again when a datagram arrives")
 	}
 	h.dial(gateway, -1)
-	if e := r.endpoint(gateway, ours, h); len(e.sourceControl(h.path.Load())) == 0 {
+	if e := r.endpoint(gateway, ours, h); !e.HasSource(h.path.Load()) {
 		t.Error("no session speaks to the address any more: want the source fixed")
 	}
 }
@@ -342,7 +344,7 @@ func FuzzSort(f *testing.F) {
 		b.mac1.Store(newMAC1Key(key))
 		ta, tb := &tap{bind: a, queues: []chan parcel{make(chan parcel, 1)}}, &tap{bind: b, queues: []chan parcel{make(chan parcel, 1)}}
 		h.indices.learn(known, b)
-		sizes, eps := []int{len(data)}, []conn.Endpoint{newEndpoint(netip.AddrPort{}, source{}, 0)}
+		sizes, eps := []int{len(data)}, []conn.Endpoint{newEndpoint(netip.AddrPort{})}
 		mine := h.sort(ta, 0, []*tap{ta, tb}, [][]byte{data}, sizes, eps)
 		if mine || sizes[0] != 0 {
 			t.Fatalf("%x went to a device that knows neither its index nor its key", data)
@@ -379,7 +381,7 @@ func TestListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer both.Close()
-	if n := len(both.hub.sockets); n != 2 || both.hub.sockets[0].local.Port() != both.hub.sockets[1].local.Port() {
+	if n := len(both.hub.sockets); n != 2 || both.hub.sockets[0].Local.Port() != both.hub.sockets[1].Local.Port() {
 		t.Errorf("New on the wildcard: %d sockets, want 2 on one port", n)
 	}
 	if _, err := New(Config{Listen: netip.AddrPortFrom(netip.IPv6Unspecified(), both.Port())}); !errors.Is(err, engine.ErrPortTaken) {
@@ -417,7 +419,7 @@ func TestMark(t *testing.T) {
 		var got int
 		s.raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK) })
 		if err != nil || got != mark {
-			t.Errorf("mark of %v = %#x, %v, want %#x", s.local, got, err, mark)
+			t.Errorf("mark of %v = %#x, %v, want %#x", s.Local, got, err, mark)
 		}
 	}
 }

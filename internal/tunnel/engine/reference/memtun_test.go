@@ -13,6 +13,7 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // memTUN is an interface in memory.
@@ -107,7 +108,7 @@ func loopback(t *testing.T) *Engine {
 	return e
 }
 
-func (e *Engine) addr() netip.AddrPort { return e.hub.sockets[0].local }
+func (e *Engine) addr() netip.AddrPort { return e.hub.sockets[0].Local }
 
 // memDevice makes a device of e whose interface is in memory.
 func memDevice(t *testing.T, e *Engine, name string, private []byte) (*Device, *memTUN) {
@@ -138,11 +139,11 @@ type memEnd struct {
 // memPair makes a session between two engines: a at 10.0.0.1 dials b at 10.0.0.2.
 func memPair(t *testing.T, ea, eb *Engine) (a, b *memEnd) {
 	t.Helper()
-	privateA, publicA := newKey(t)
-	privateB, publicB := newKey(t)
+	privateA, publicA := enginetest.NewKey(t)
+	privateB, publicB := enginetest.NewKey(t)
 	id := session.NewID()
-	a = &memEnd{private: privateA, session: engine.Session{ID: id, PeerKey: publicB, AllowedIPs: prefixes("10.0.0.2/32"), Endpoint: eb.addr(), Gate: engine.Open}}
-	b = &memEnd{private: privateB, session: engine.Session{ID: id, PeerKey: publicA, AllowedIPs: prefixes("10.0.0.1/32"), Gate: engine.Open, Responder: true}}
+	a = &memEnd{private: privateA, session: engine.Session{ID: id, PeerKey: publicB, AllowedIPs: enginetest.Prefixes("10.0.0.2/32"), Endpoint: eb.addr(), Gate: engine.Open}}
+	b = &memEnd{private: privateB, session: engine.Session{ID: id, PeerKey: publicA, AllowedIPs: enginetest.Prefixes("10.0.0.1/32"), Gate: engine.Open, Responder: true}}
 	a.Device, a.tun = memDevice(t, ea, "a", privateA)
 	b.Device, b.tun = memDevice(t, eb, "b", privateB)
 	for _, e := range []*memEnd{a, b} {

@@ -1,41 +1,28 @@
 package reference
 
 import (
-	"errors"
 	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 const (
 	// batchSize is how many datagrams are handed over at once.
 	batchSize = conn.IdealBatchSize
-	// maxSegments is the most datagrams that the kernel sends as one
-	// (UDP_MAX_SEGMENTS of kernels before 6.9) or receives as one.
-	maxSegments = 64
-	// maxPayload4 and maxPayload6 are the most octets in one UDP datagram.
-	maxPayload4 = 1<<16 - 1 - 20 - 8
-	maxPayload6 = 1<<16 - 1 - 8
-	// controlSize holds a source or destination and a segment size.
-	controlSize = 128
 	// sendPatience bounds how long a send waits, in ms, while the socket's
 	// buffer is full. What is full for one peer is full for all.
 	sendPatience = 5
 )
 
-// mmsghdr is struct mmsghdr of recvmmsg(2).
-type mmsghdr struct {
-	unix.Msghdr
-	n uint32 // octets received or sent
-}
-
 // A writer is the memory of one sendmmsg(2).
 type writer struct {
-	headers [batchSize]mmsghdr
+	headers [batchSize]udp.Header
 	vectors [batchSize]unix.Iovec
-	control [batchSize][controlSize]byte
+	control [batchSize][udp.ControlSize]byte
 	counts  [batchSize]int // datagrams in each message
 	used    int            // messages
 	next    int            // first message not yet sent
@@ -53,7 +40,7 @@ func newWriter() *writer {
 // all of one length, but the last may be shorter.
 func segments(bufs [][]byte, maxPayload int) int {
 	size, total, n := len(bufs[0]), len(bufs[0]), 1
-	for n < len(bufs) && n < maxSegments {
+	for n < len(bufs) && n < udp.MaxSegments {
 		l := len(bufs[n])
 		total += l
 		if l > size || total > maxPayload {
@@ -69,11 +56,11 @@ func segments(bufs [][]byte, maxPayload int) int {
 
 // load makes messages of at most batchSize bufs. The datagrams of a segmented
 // message stay where they are: the kernel gathers them.
-func (w *writer) load(bufs [][]byte, e *endpoint, source []byte, gso bool) {
+func (w *writer) load(bufs [][]byte, e *endpoint, path uint32, gso bool) {
 	w.used, w.next = 0, 0
-	maxPayload := maxPayload4
-	if e.dst.Addr().Is6() {
-		maxPayload = maxPayload6
+	maxPayload := udp.MaxPayload6
+	if e.Is4() {
+		maxPayload = udp.MaxPayload4
 	}
 	bufs = bufs[:min(len(bufs), batchSize)]
 	for at := 0; at < len(bufs); {
@@ -86,33 +73,17 @@ func (w *writer) load(bufs [][]byte, e *endpoint, source []byte, gso bool) {
 			w.vectors[at+i].SetLen(len(b))
 		}
 		h := &w.headers[w.used]
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&e.name)), e.nameLen
 		h.Iov = &w.vectors[at]
 		h.SetIovlen(n)
-		control := append(w.control[w.used][:0], source...)
+		control := e.AppendSource(w.control[w.used][:0], path)
 		if n > 1 {
-			control = appendSegmentSize(control, uint16(len(bufs[at])))
+			control = udp.AppendSegmentSize(control, uint16(len(bufs[at])))
 		}
-		h.Control = nil
-		if len(control) > 0 {
-			h.Control = &control[0]
-		}
-		h.SetControllen(len(control))
+		h.Address(e.Endpoint, control)
 		w.counts[w.used] = n
 		w.used++
 		at += n
 	}
-}
-
-// appendSegmentSize appends a UDP_SEGMENT control message.
-func appendSegmentSize(control []byte, size uint16) []byte {
-	at := len(control)
-	control = control[:at+unix.CmsgSpace(2)]
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&control[at]))
-	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
-	h.SetLen(unix.CmsgLen(2))
-	*(*uint16)(unsafe.Pointer(&control[at+unix.CmsgLen(0)])) = size
-	return control
 }
 
 // flush sends the messages from next on; errno is what stopped it.
@@ -150,56 +121,28 @@ func (s *socket) send(bufs [][]byte, e *endpoint, path uint32) error {
 	defer s.writers.Put(w)
 	defer w.release()
 	for len(bufs) > 0 {
-		source := e.sourceControl(path)
-		w.load(bufs, e, source, s.gso.Load() && !e.has(flagNoSegments))
+		sourced := e.HasSource(path)
+		w.load(bufs, e, path, s.Segments(e.Endpoint))
 		if err := s.raw.Control(w.write); err != nil {
 			return err
 		}
 		for _, n := range w.counts[:w.next] {
 			bufs = bufs[n:]
 		}
-		if w.errno != nil && !s.retry(e, len(source) > 0, w.counts[w.next] > 1, w.errno) {
+		if w.errno != nil && s.Remedy(e.Endpoint, sourced, w.counts[w.next] > 1, w.errno) == udp.GiveUp {
 			return w.errno
 		}
 	}
 	return nil
 }
 
-// retry decides whether a message that the kernel refused is worth another
-// try, and changes what may have been the cause.
-func (s *socket) retry(e *endpoint, sourced, segmented bool, err error) bool {
-	switch {
-	case segmented && errors.Is(err, unix.EIO): // the device computes no checksums: udp(7)
-		s.gso.Store(false)
-	case segmented && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMSGSIZE)): // larger than the path's MTU
-		e.set(flagNoSegments)
-	case sourced && isPathError(err): // our address or its interface is gone
-		e.set(flagSourceCleared)
-		e.unset(flagNoSegments) // that may have been the wrong conclusion
-	default:
-		return false
-	}
-	return true
-}
-
-// isPathError reports whether err can come from a source address or interface
-// that no longer leads to the peer.
-func isPathError(err error) bool {
-	for _, e := range []error{unix.EINVAL, unix.ENODEV, unix.ENXIO, unix.ENETDOWN, unix.EADDRNOTAVAIL, unix.ENETUNREACH, unix.EHOSTUNREACH} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
 // A reader is the memory of one recvmmsg(2) and of the endpoints it saw.
 type reader struct {
 	s       *socket
-	headers [batchSize]mmsghdr
+	headers [batchSize]udp.Header
 	vectors [batchSize]unix.Iovec
 	names   [batchSize]unix.RawSockaddrInet6
-	control [batchSize][controlSize]byte
+	control [batchSize][udp.ControlSize]byte
 	window  int // messages asked for
 	got     int // messages received
 	errno   error
@@ -237,8 +180,8 @@ func (r *reader) receive(fd uintptr) bool {
 // of bufs and deals out from there.
 func (r *reader) read(bufs [][]byte, sizes []int, eps []conn.Endpoint, h *hub) (int, error) {
 	first := 0
-	if r.s.gro {
-		first = max(0, len(bufs)-batchSize/maxSegments)
+	if r.s.GRO {
+		first = max(0, len(bufs)-batchSize/udp.MaxSegments)
 	}
 	r.prepare(bufs[first:])
 	if err := r.s.raw.Read(r.recv); err != nil {
@@ -261,12 +204,9 @@ func (r *reader) prepare(bufs [][]byte) {
 		r.vectors[i].Base = unsafe.SliceData(b)
 		r.vectors[i].SetLen(len(b))
 		h := &r.headers[i]
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
 		h.Iov = &r.vectors[i]
 		h.SetIovlen(1)
-		h.Control = &r.control[i][0]
-		h.SetControllen(controlSize)
-		h.Flags = 0
+		h.Expect(&r.names[i], &r.control[i])
 	}
 }
 
@@ -277,12 +217,13 @@ func (r *reader) prepare(bufs [][]byte) {
 // What does not fit is dropped.
 func (r *reader) deal(i int, from []byte, bufs [][]byte, sizes []int, eps []conn.Endpoint, n int, h *hub) int {
 	m := &r.headers[i]
-	from = from[:min(int(m.n), len(from))]
-	segment, src := parseControl(r.control[i][:min(int(m.Controllen), controlSize)])
+	from = from[:min(int(m.N), len(from))]
+	arrival := udp.ParseControl(r.control[i][:min(int(m.Controllen), udp.ControlSize)])
+	segment := arrival.Size
 	if segment <= 0 {
 		segment = len(from)
 	}
-	e := r.endpoint(addrPort(&r.names[i]), src, h)
+	e := r.endpoint(udp.AddrPort(&r.names[i]), arrival.Src, h)
 	for len(from) > 0 && n < len(bufs) {
 		l := min(segment, len(from))
 		if unsafe.SliceData(bufs[n]) != unsafe.SliceData(from) {
@@ -297,43 +238,18 @@ func (r *reader) deal(i int, from []byte, bufs [][]byte, sizes []int, eps []conn
 
 // endpoint returns the endpoint of a datagram, the one of before if nothing
 // has changed.
-func (r *reader) endpoint(dst netip.AddrPort, src source, h *hub) *endpoint {
-	epoch := h.epoch.Load()
+func (r *reader) endpoint(dst netip.AddrPort, src udp.Source, h *hub) *endpoint {
+	epoch, path := h.epoch.Load(), h.path.Load()
 	slot := &r.endpoints[dst.Port()%uint16(len(r.endpoints))]
-	if e := *slot; e != nil && e.dst == dst && e.epoch == epoch && (e.routed || e.src == src && !e.has(flagSourceCleared)) {
+	if e := *slot; e != nil && e.epoch == epoch && e.Is(dst, src, path) {
 		return e
 	}
-	routed := h.isDialled(dst)
-	if routed {
-		src = source{}
+	e := &endpoint{epoch: epoch}
+	if h.isDialled(dst) {
+		e.Endpoint = udp.NewRouted(dst)
+	} else {
+		e.Endpoint = udp.NewEndpoint(dst, src, path)
 	}
-	e := newEndpoint(dst, src, h.path.Load())
-	e.epoch, e.routed = epoch, routed
 	*slot = e
 	return e
-}
-
-// parseControl reads the control messages of one message: the length of its
-// datagrams (0: it is one) and the address they were sent to.
-func parseControl(b []byte) (segment int, src source) {
-	for len(b) >= unix.SizeofCmsghdr {
-		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
-		if err != nil {
-			return segment, src
-		}
-		b = rest
-		switch {
-		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
-			segment = int(*(*int32)(unsafe.Pointer(&data[0])))
-		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 2: // as documented in udp(7)
-			segment = int(*(*uint16)(unsafe.Pointer(&data[0])))
-		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			info := (*unix.Inet4Pktinfo)(unsafe.Pointer(&data[0]))
-			src = source{netip.AddrFrom4(info.Spec_dst), uint32(info.Ifindex)}
-		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-			info := (*unix.Inet6Pktinfo)(unsafe.Pointer(&data[0]))
-			src = source{netip.AddrFrom16(info.Addr), info.Ifindex}
-		}
-	}
-	return segment, src
 }

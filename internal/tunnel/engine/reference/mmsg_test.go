@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 func TestSegments(t *testing.T) {
@@ -22,14 +24,14 @@ func TestSegments(t *testing.T) {
 		max   int
 		want  int
 	}{
-		{[]int{100}, maxPayload4, 1},
-		{[]int{100, 100, 100}, maxPayload4, 3},
-		{[]int{100, 100, 50, 50}, maxPayload4, 3}, // only the last may be shorter
-		{[]int{100, 101}, maxPayload4, 1},
-		{[]int{100, 50, 100}, maxPayload4, 2},
+		{[]int{100}, udp.MaxPayload4, 1},
+		{[]int{100, 100, 100}, udp.MaxPayload4, 3},
+		{[]int{100, 100, 50, 50}, udp.MaxPayload4, 3}, // only the last may be shorter
+		{[]int{100, 101}, udp.MaxPayload4, 1},
+		{[]int{100, 50, 100}, udp.MaxPayload4, 2},
 		{[]int{1000, 1000, 1000}, 2500, 2},
-		{slices.Repeat([]int{10}, 100), maxPayload4, maxSegments},
-		{slices.Repeat([]int{1452}, 100), maxPayload4, maxPayload4 / 1452},
+		{slices.Repeat([]int{10}, 100), udp.MaxPayload4, udp.MaxSegments},
+		{slices.Repeat([]int{1452}, 100), udp.MaxPayload4, udp.MaxPayload4 / 1452},
 	} {
 		var bufs [][]byte
 		for _, n := range c.sizes {
@@ -82,9 +84,9 @@ func TestBatchRoundTrip(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer to.Close()
-				from.hub.sockets[0].gso.Store(offload && from.hub.sockets[0].gso.Load())
+				from.hub.sockets[0].GSO.Store(offload && from.hub.sockets[0].GSO.Load())
 				l := listenOn(t, to.hub, [32]byte{})
-				there := newEndpoint(to.addr(), source{}, 0)
+				there := newEndpoint(to.addr())
 				for name, bufs := range batches(rand.New(rand.NewPCG(1, 2))) {
 					if err := from.hub.sockets[0].send(bufs, there, 0); err != nil {
 						t.Fatalf("%s: %v", name, err)
@@ -112,7 +114,7 @@ func TestTooLargeToSegment(t *testing.T) {
 	}
 	from, to := loopback(t), loopback(t)
 	l := listenOn(t, to.hub, [32]byte{})
-	there := newEndpoint(to.addr(), source{}, 0)
+	there := newEndpoint(to.addr())
 	bufs := [][]byte{bytes.Repeat([]byte{1}, 1400), bytes.Repeat([]byte{2}, 1400), bytes.Repeat([]byte{3}, 1400)}
 	if err := from.hub.sockets[0].send(bufs, there, 0); err != nil {
 		t.Fatal(err)
@@ -122,8 +124,9 @@ func TestTooLargeToSegment(t *testing.T) {
 			t.Fatalf("datagram %d arrived as %d octets, want %d", i, len(got), len(want))
 		}
 	}
-	if !there.has(flagNoSegments) || !from.hub.sockets[0].gso.Load() {
-		t.Errorf("segmentation off for this path, on for others = %v, %v, want true, true", there.has(flagNoSegments), from.hub.sockets[0].gso.Load())
+	other := udp.NewRouted(netip.MustParseAddrPort("127.0.0.1:1"))
+	if off, on := !from.hub.sockets[0].Segments(there.Endpoint), from.hub.sockets[0].Segments(other); !off || !on {
+		t.Errorf("segmentation off for this path, on for others = %v, %v, want true, true", off, on)
 	}
 }
 
@@ -139,34 +142,6 @@ func ownNamespace(t *testing.T) {
 	}
 }
 
-func TestRetry(t *testing.T) {
-	s := newFakeSocket()
-	for _, c := range []struct {
-		name               string
-		sourced, segmented bool
-		err                error
-		want               bool
-		gso                bool
-		flags              uint32
-	}{
-		{"no checksums in the device", false, true, unix.EIO, true, false, 0},
-		{"segment larger than the MTU", false, true, unix.EINVAL, true, true, flagNoSegments},
-		{"segment larger than the MTU, newer kernel", true, true, unix.EMSGSIZE, true, true, flagNoSegments},
-		{"source gone", true, false, unix.EINVAL, true, true, flagSourceCleared},
-		{"interface gone", true, false, unix.ENODEV, true, true, flagSourceCleared},
-		{"no route from this source", true, false, unix.ENETUNREACH, true, true, flagSourceCleared},
-		{"no route at all", false, false, unix.ENETUNREACH, false, true, 0},
-		{"buffer full", true, true, unix.EAGAIN, false, true, 0},
-		{"filtered", true, true, unix.EPERM, false, true, 0},
-	} {
-		s.gso.Store(true)
-		e := newEndpoint(netip.MustParseAddrPort("192.0.2.1:1"), source{}, 0)
-		if got := s.retry(e, c.sourced, c.segmented, c.err); got != c.want || s.gso.Load() != c.gso || e.flags.Load() != c.flags {
-			t.Errorf("%s: retry = %v, gso = %v, flags = %b, want %v, %v, %b", c.name, got, s.gso.Load(), e.flags.Load(), c.want, c.gso, c.flags)
-		}
-	}
-}
-
 func newFakeSocket() *socket { return &socket{token: make(chan struct{}, 1)} }
 
 // TestDealMore lays out more datagrams than there are buffers.
@@ -179,9 +154,9 @@ func TestDealMore(t *testing.T) {
 	for i := range n * segment {
 		from[i] = byte(i / segment)
 	}
-	r.headers[0].n = n * segment
+	r.headers[0].N = n * segment
 	r.names[0].Family = unix.AF_INET
-	control := appendSegmentSize(r.control[0][:0], segment)
+	control := udp.AppendSegmentSize(r.control[0][:0], segment)
 	(*unix.Cmsghdr)(unsafe.Pointer(&control[0])).Type = unix.UDP_GRO // what a receiver gets
 	r.headers[0].SetControllen(len(control))
 	got := r.deal(0, from, bufs[:batchSize-1], sizes, eps, 0, h)

@@ -2,10 +2,8 @@ package reference
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +12,7 @@ import (
 
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // A peer is one session. What the data path uses is atomic; the rest is
@@ -110,7 +109,7 @@ func (d *Device) unrouteLocked(p *peer, prefixes []netip.Prefix) {
 func (d *Device) dialLocked(p *peer, addr netip.AddrPort) {
 	d.undialLocked(p)
 	if !p.responder {
-		p.dialled = numericZone(addr)
+		p.dialled = udp.Canonical(addr)
 		d.engine.hub.dial(p.dialled, 1)
 	}
 }
@@ -120,16 +119,6 @@ func (d *Device) undialLocked(p *peer) {
 		d.engine.hub.dial(p.dialled, -1)
 		p.dialled = netip.AddrPort{}
 	}
-}
-
-// numericZone writes an address in the one form it has in the hub: IPv4 as
-// such, zones as interface numbers.
-func numericZone(addr netip.AddrPort) netip.AddrPort {
-	addr = unmapped(addr)
-	if i, err := net.InterfaceByName(addr.Addr().Zone()); err == nil {
-		return netip.AddrPortFrom(addr.Addr().WithZone(strconv.Itoa(i.Index)), addr.Port())
-	}
-	return addr
 }
 
 // armed is told by wireguard-go that it sends a handshake message.

@@ -1,6 +1,7 @@
 package reference
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // This file holds what this package believes of wireguard-go, so that an
@@ -55,8 +57,8 @@ func bareDevice(t *testing.T, log *device.Logger) (*device.Device, *device.Peer,
 	if err := d.Up(); err != nil {
 		t.Fatal(err)
 	}
-	private, _ := newKey(t)
-	_, public := newKey(t)
+	private, _ := enginetest.NewKey(t)
+	_, public := enginetest.NewKey(t)
 	r := newRequest(0)
 	r.key("private_key", private)
 	r.peer(public, false)
@@ -149,7 +151,7 @@ func TestPinnedInitiationIsHeldBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.tun.send(bToA(100))
-	eventually(t, "b wants a handshake", func() bool { return b.sessions[b.session.ID].armedAt.Load() != 0 })
+	enginetest.Eventually(t, "b wants a handshake", func() bool { return b.sessions[b.session.ID].armedAt.Load() != 0 })
 	if p := a.tun.receive(200 * time.Millisecond); p != nil {
 		t.Fatalf("a responder's packet arrived before the dialler's handshake")
 	}
@@ -165,9 +167,9 @@ func TestPinnedInitiationIsHeldBack(t *testing.T) {
 }
 
 func TestRolesTellPeersApart(t *testing.T) {
-	_, stock := newKey(t)
-	_, theirs := newKey(t)
-	_, ours := newKey(t)
+	_, stock := enginetest.NewKey(t)
+	_, theirs := enginetest.NewKey(t)
+	_, ours := enginetest.NewKey(t)
 	initiationTo := func(k engine.PublicKey) []byte {
 		m := make([]byte, device.MessageInitiationSize)
 		m[0] = device.MessageInitiationType
@@ -219,7 +221,7 @@ func TestPostponedHandshake(t *testing.T) {
 	if err := a.Handshake(a.session.ID, false); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a second handshake", func() bool { return first().After(before) })
+	enginetest.Eventually(t, "a second handshake", func() bool { return first().After(before) })
 	if d := time.Since(asked); d < 4*time.Second || d > 7*time.Second {
 		t.Errorf("second handshake after %v, want right after 5 s", d)
 	}
@@ -265,7 +267,7 @@ func TestAddKeepsKeypairs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.session.AllowedIPs = prefixes("10.0.0.1/32", "10.7.0.0/16")
+	b.session.AllowedIPs = enginetest.Prefixes("10.0.0.1/32", "10.7.0.0/16")
 	b.session.PresharedKey = secretOf(make([]byte, engine.KeySize-1))
 	if err := b.Add(b.session); err == nil {
 		t.Error("Add with a preshared key of 31 octets: no error")
@@ -282,11 +284,11 @@ func TestAddKeepsKeypairs(t *testing.T) {
 	if !crosses(b.tun, a.tun, bToA(300)) {
 		t.Error("no packet crosses back: the learnt endpoint was forgotten")
 	}
-	eventually(t, "status is read again", func() bool {
+	enginetest.Eventually(t, "status is read again", func() bool {
 		s, err := b.Stats(b.session.ID)
 		return err == nil && s.RxPackets == 3 && s.LastHandshake.Equal(before.LastHandshake) && s.Endpoint == ea.addr()
 	})
-	if err := b.SetAllowedIPs(b.session.ID, prefixes("10.0.0.1/32")); err != nil {
+	if err := b.SetAllowedIPs(b.session.ID, enginetest.Prefixes("10.0.0.1/32")); err != nil {
 		t.Fatal(err)
 	}
 	if crosses(a.tun, b.tun, packet("10.7.1.1", "10.0.0.2", 200)) {
@@ -303,7 +305,7 @@ func TestNewKeyKeepsCounters(t *testing.T) {
 	if !crosses(a.tun, b.tun, aToB(100)) {
 		t.Fatal("no packet crosses")
 	}
-	private, public := newKey(t)
+	private, public := enginetest.NewKey(t)
 	if err := a.SetPrivateKey(secretOf(private)); err != nil {
 		t.Fatal(err)
 	}
@@ -322,9 +324,9 @@ func TestNewKeyKeepsCounters(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	e := loopback(t)
 	a, _ := memPair(t, e, loopback(t))
-	_, other := newKey(t)
+	_, other := enginetest.NewKey(t)
 	unknown := session.NewID()
-	good := engine.Session{ID: unknown, PeerKey: other, AllowedIPs: prefixes("10.0.0.9/32")}
+	good := engine.Session{ID: unknown, PeerKey: other, AllowedIPs: enginetest.Prefixes("10.0.0.9/32")}
 	with := func(f func(*engine.Session)) engine.Session {
 		s := good
 		f(&s)
@@ -364,7 +366,7 @@ func TestRefusals(t *testing.T) {
 	if err := a.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := a.Add(good); !errorIs(err, engine.ErrClosed) {
+	if err := a.Add(good); !errors.Is(err, engine.ErrClosed) {
 		t.Errorf("Add after Close = %v, want %v", err, engine.ErrClosed)
 	}
 	if err := a.Close(); err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // TestPresharedKeyChangesUnderTraffic sets another preshared key at both ends of a
@@ -15,7 +16,7 @@ import (
 func TestPresharedKeyChangesUnderTraffic(t *testing.T) {
 	t.Parallel()
 	a, b := memPair(t, loopback(t), loopback(t))
-	eventually(t, "packets cross", func() bool { return crosses(a.tun, b.tun, aToB(100)) })
+	enginetest.Eventually(t, "packets cross", func() bool { return crosses(a.tun, b.tun, aToB(100)) })
 	old, err := a.Stats(a.session.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +37,7 @@ func TestPresharedKeyChangesUnderTraffic(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range []*memEnd{a, b} {
-		eventually(t, "a handshake with the new key", func() bool {
+		enginetest.Eventually(t, "a handshake with the new key", func() bool {
 			if !crosses(a.tun, b.tun, aToB(100)) || !crosses(b.tun, a.tun, bToA(100)) {
 				t.Error("a packet was lost")
 			}

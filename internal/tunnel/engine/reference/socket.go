@@ -1,29 +1,12 @@
 package reference
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"net"
-	"net/netip"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"tunneld/internal/tunnel/engine"
-)
-
-const (
-	// socketBuffer is wireguard-go's: enough for 7 MiB in flight, which at
-	// 10 Gbit/s are 6 ms without anybody reading.
-	socketBuffer = 7 << 20
-	// portTries bounds the search for an ephemeral port that is free in both
-	// families.
-	portTries = 100
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // past is a deadline that interrupts a blocked read.
@@ -32,149 +15,28 @@ var past = time.Unix(1, 0)
 // A socket is one UDP socket of the engine. Any goroutine may send; who holds
 // the token may receive.
 type socket struct {
+	udp.Socket
 	conn    *net.UDPConn
 	raw     syscall.RawConn
-	local   netip.AddrPort
 	token   chan struct{} // capacity 1: in it while nobody reads
-	gro     bool          // the kernel hands over several datagrams as one
-	gso     atomic.Bool   // the kernel takes several datagrams as one
 	writers sync.Pool     // of *writer
 }
 
-// newSocket takes over a bound UDP socket. A wildcard socket is asked for the
-// local address of each datagram, so that the answer leaves from there.
+// newSocket takes over a bound UDP socket.
 func newSocket(c *net.UDPConn, mark uint32) (*socket, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{conn: c, raw: raw, local: unmapped(c.LocalAddr().(*net.UDPAddr).AddrPort()), token: make(chan struct{}, 1)}
+	s := &socket{Socket: udp.Socket{Local: udp.LocalAddr(c)}, conn: c, raw: raw, token: make(chan struct{}, 1)}
 	s.token <- struct{}{}
 	s.writers.New = func() any { return newWriter() }
 	var failed error
-	if err := raw.Control(func(fd uintptr) { failed = s.setOptions(int(fd), mark) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { failed = s.Prepare(int(fd), mark, true) }); err != nil {
 		return nil, err
 	}
 	return s, failed
 }
 
-// is4 reports whether the socket is of IPv4.
-func (s *socket) is4() bool { return s.local.Addr().Is4() }
-
-// setOptions prepares the descriptor. Only what the engine cannot work without
-// is an error; the rest costs speed.
-func (s *socket) setOptions(fd int, mark uint32) error {
-	for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, socketBuffer) // FORCE needs CAP_NET_ADMIN
-	}
-	if mark != 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
-			return fmt.Errorf("mark %#x on UDP %v: %w", mark, s.local, permission(err))
-		}
-	}
-	if s.local.Addr().IsUnspecified() {
-		var err error
-		if s.is4() {
-			err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		} else {
-			err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		}
-		if err != nil {
-			return fmt.Errorf("local addresses of UDP %v: %w", s.local, err)
-		}
-	}
-	s.setOffloads(fd)
-	return nil
-}
-
-// setOffloads turns segmentation and coalescing on where the kernel has them.
-// It must be able to say that coalescing is on (Linux 5.12), since a receiver
-// that does not expect it takes several datagrams for one.
-func (s *socket) setOffloads(fd int) {
-	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-	s.gso.Store(err == nil)
-	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO); err != nil {
-		return
-	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
-	on, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
-	s.gro = err == nil && on == 1
-}
-
 // interrupt makes whoever reads from the socket look around.
 func (s *socket) interrupt() { _ = s.conn.SetReadDeadline(past) }
-
-// listen binds addr: the zero address and :: mean both families, on one port.
-func listen(addr netip.AddrPort) ([]*net.UDPConn, error) {
-	ip := addr.Addr().Unmap()
-	if ip.IsValid() && ip != netip.IPv6Unspecified() {
-		network := "udp4"
-		if ip.Is6() {
-			network = "udp6"
-		}
-		c, err := bindUDP(network, netip.AddrPortFrom(ip, addr.Port()))
-		if err != nil {
-			return nil, err
-		}
-		return []*net.UDPConn{c}, nil
-	}
-	for try := 1; ; try++ {
-		conns, err := listenBoth(addr.Port())
-		if addr.Port() == 0 && errors.Is(err, engine.ErrPortTaken) && try < portTries {
-			continue // the port was free in IPv4 only
-		}
-		return conns, err
-	}
-}
-
-// listenBoth binds port in both families, or in the only one the host has.
-func listenBoth(port uint16) ([]*net.UDPConn, error) {
-	v4, err4 := bindUDP("udp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port))
-	if err4 != nil && !errors.Is(err4, unix.EAFNOSUPPORT) {
-		return nil, err4
-	}
-	if v4 != nil {
-		port = uint16(v4.LocalAddr().(*net.UDPAddr).Port)
-	}
-	v6, err6 := bindUDP("udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), port))
-	switch {
-	case v4 != nil && v6 != nil:
-		return []*net.UDPConn{v4, v6}, nil
-	case v4 != nil && errors.Is(err6, unix.EAFNOSUPPORT):
-		return []*net.UDPConn{v4}, nil
-	case v4 != nil:
-		v4.Close()
-		return nil, err6
-	case v6 != nil:
-		return []*net.UDPConn{v6}, nil
-	}
-	return nil, err6
-}
-
-// bindUDP binds one socket; a taken port is [engine.ErrPortTaken].
-func bindUDP(network string, addr netip.AddrPort) (*net.UDPConn, error) {
-	c, err := new(net.ListenConfig).ListenPacket(context.Background(), network, net.JoinHostPort(addr.Addr().String(), strconv.Itoa(int(addr.Port()))))
-	switch {
-	case err == nil:
-		return c.(*net.UDPConn), nil
-	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("%w: %v: choose another listen address, or end the program that holds it (ss -lunp)", engine.ErrPortTaken, addr)
-	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return nil, fmt.Errorf("bind UDP %v: no interface of this host has that address (yet): %w", addr, err)
-	}
-	return nil, fmt.Errorf("bind UDP %v: %w", addr, permission(err))
-}
-
-// permission adds [engine.ErrNotPermitted] to an error of the kernel that
-// means it.
-func permission(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("%w: %w", engine.ErrNotPermitted, err)
-	}
-	return err
-}
-
-// unmapped writes an IPv4 address inside an IPv6 one as the IPv4 address it is.
-func unmapped(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-}

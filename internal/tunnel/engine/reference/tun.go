@@ -1,7 +1,6 @@
 package reference
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,35 +14,27 @@ import (
 	"tunneld/internal/tunnel/engine"
 )
 
-const (
-	tunPath = "/dev/net/tun"
-	// minMTU is what the kernel takes for IPv4; IPv6 needs 1280.
-	minMTU = 68
-	maxMTU = 65535
-)
+const tunPath = "/dev/net/tun"
 
 // openTUN makes the interface, or takes over a persistent one that nobody
 // holds. It vanishes with the process unless it is persistent.
-func openTUN(name string, mtu int) (tun.Device, error) {
-	if name == "" || len(name) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("interface name %q: want 1 to %d octets", name, unix.IFNAMSIZ-1)
-	}
-	if mtu < minMTU || mtu > maxMTU {
-		return nil, fmt.Errorf("interface %s: MTU %d: want %d to %d", name, mtu, minMTU, maxMTU)
+func openTUN(c engine.DeviceConfig) (tun.Device, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
 	}
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, tunError(name, err)
+		return nil, engine.InterfaceError(c.Interface, err)
 	}
-	if err := attach(fd, name); err != nil {
+	if err := attach(fd, c.Interface); err != nil {
 		unix.Close(fd)
-		return nil, tunError(name, err)
+		return nil, engine.InterfaceError(c.Interface, err)
 	}
 	file := os.NewFile(uintptr(fd), tunPath)
-	d, err := tun.CreateTUNFromFile(file, mtu)
+	d, err := tun.CreateTUNFromFile(file, c.MTU)
 	if err != nil {
 		file.Close()
-		return nil, fmt.Errorf("interface %s: %w", name, permission(err))
+		return nil, fmt.Errorf("interface %s: %w", c.Interface, engine.Permission(err))
 	}
 	return d, nil
 }
@@ -59,19 +50,6 @@ func attach(fd int, name string) error {
 		return err
 	}
 	return unix.SetNonblock(fd, true) // or closing would not end a read
-}
-
-// tunError says what an error of /dev/net/tun means.
-func tunError(name string, err error) error {
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: load the tun module (modprobe tun) or give the container the device: %w", engine.ErrNoTUN, err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fmt.Errorf("%w: interface %s: %w", engine.ErrNotPermitted, name, err)
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EINVAL): // EINVAL: it is no TUN
-		return fmt.Errorf("%w: %s: choose another name, or remove it (ip link delete %s): %w", engine.ErrInterfaceTaken, name, name, err)
-	}
-	return fmt.Errorf("interface %s: %w", name, err)
 }
 
 // A tunDevice stands between wireguard-go and the interface: it holds the

@@ -10,6 +10,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // gatedTUN is a tunDevice over memory with an open session at 10.0.0.1 and a
@@ -25,7 +26,7 @@ func gatedTUN(t *testing.T) (d *tunDevice, m *memTUN, open, closed *peer) {
 	open.gate.Store(uint32(engine.Open))
 	routes := new(bart.Table[*peer])
 	for prefix, p := range map[string]*peer{"10.0.0.1/32": open, "10.0.0.2/32": closed, "fd00::2/128": closed} {
-		routes = routes.InsertPersist(prefixes(prefix)[0], p)
+		routes = routes.InsertPersist(enginetest.Prefixes(prefix)[0], p)
 	}
 	d.routes.Store(routes)
 	return d, m, open, closed
@@ -117,7 +118,7 @@ func FuzzTally(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p := new(peer)
 		for _, d := range []direction{rx, tx} {
-			c := tally{routes: new(bart.Table[*peer]).InsertPersist(prefixes("10.0.0.0/8")[0], p), direction: d}
+			c := tally{routes: new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.0/8")[0], p), direction: d}
 			if found := c.find(data); found != nil && (found != p || data[0]>>4 != 4 || data[12+4*d] != 10) {
 				t.Errorf("%x is counted for a session that does not have its address", data)
 			}
@@ -132,7 +133,7 @@ func TestTUNCostsNothing(t *testing.T) {
 	defer d.Close()
 	open := new(peer)
 	open.gate.Store(uint32(engine.Open))
-	d.routes.Store(new(bart.Table[*peer]).InsertPersist(prefixes("10.0.0.1/32")[0], open))
+	d.routes.Store(new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.1/32")[0], open))
 	bufs, sizes, _ := buffers(batchSize)
 	if n := testing.AllocsPerRun(100, func() { d.Read(bufs, sizes, 16) }); n != 0 {
 		t.Errorf("Read allocates %v times a batch, want 0", n)
@@ -172,7 +173,7 @@ func BenchmarkTUNRead(b *testing.B) {
 	defer d.Close()
 	p := new(peer)
 	p.gate.Store(uint32(engine.Open))
-	d.routes.Store(new(bart.Table[*peer]).InsertPersist(prefixes("10.0.0.1/32")[0], p))
+	d.routes.Store(new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.1/32")[0], p))
 	bufs, sizes, _ := buffers(batchSize)
 	for name, r := range map[string]interface {
 		Read([][]byte, []int, int) (int, error)

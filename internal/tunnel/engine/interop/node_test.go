@@ -1,9 +1,8 @@
-package native
+package interop
 
 import (
 	"bytes"
 	"cmp"
-	"crypto/ecdh"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -24,6 +23,8 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
+	"tunneld/internal/tunnel/engine/native"
 	"tunneld/internal/tunnel/engine/reference"
 )
 
@@ -96,10 +97,13 @@ func (n *Node) Start(a Args, port *uint16) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	n.before = goleak.IgnoreCurrent()
 	var err error
-	if a.Kind == "reference" {
+	switch a.Kind {
+	case "native":
+		n.engine, err = native.New(native.Config{Listen: a.Listen, Mark: a.Mark, NoOffload: a.Plain, Log: log})
+	case "reference":
 		n.engine, err = reference.New(reference.Config{Listen: a.Listen, Mark: a.Mark, Log: log})
-	} else {
-		n.engine, err = New(Config{Listen: a.Listen, Mark: a.Mark, NoOffload: a.Plain, Log: log})
+	default:
+		err = fmt.Errorf("no engine %q", a.Kind)
 	}
 	if err != nil {
 		return err
@@ -227,10 +231,12 @@ func (h host) address(dev string, addrs ...string) {
 	h.run("ip", "link", "set", dev, "up")
 }
 
-// ping sends n packets, 20 ms apart, and returns how many were answered.
+// ping sends n packets in one burst and returns how many were answered. After
+// an answer ping(8) waits no longer than its interval for the next one, whatever
+// -W says; so that is a second.
 func (h host) ping(addr string, n int, more ...string) int {
 	h.t.Helper()
-	args := append([]string{"ping", "-n", "-i", "0.02", "-W", "1", "-c", fmt.Sprint(n)}, more...)
+	args := append([]string{"ping", "-n", "-i", "1", "-l", fmt.Sprint(n), "-W", "1", "-c", fmt.Sprint(n)}, more...)
 	out, _ := h.command(append(args, addr)...).CombinedOutput() // its status says no more than its output
 	var sent, got int
 	for line := range strings.Lines(string(out)) {
@@ -268,7 +274,7 @@ func (h host) awaitPing(addr string) {
 type process struct {
 	host
 	client *rpc.Client
-	kind   string // of its engine; native if empty
+	kind   string // of its engine
 	plain  bool   // without offloads
 	cmd    *exec.Cmd
 	log    *syncBuffer
@@ -291,17 +297,12 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// start starts a node in the host. It ends with the test; its log is shown if
+// start starts a node in the host, for an engine of that kind, by way of
+// another program if one is named. It ends with the test; its log is shown if
 // the test fails.
-func (h host) start() *process {
+func (h host) start(kind string, program ...string) *process {
 	h.t.Helper()
-	return h.startIn()
-}
-
-// startIn is start, by way of another program.
-func (h host) startIn(program ...string) *process {
-	h.t.Helper()
-	p := &process{host: h, cmd: h.command(append(program, os.Args[0])...), log: new(syncBuffer)}
+	p := &process{host: h, kind: kind, cmd: h.command(append(program, os.Args[0])...), log: new(syncBuffer)}
 	p.cmd.Env = append(os.Environ(), nodeVariable+"=1")
 	p.cmd.Stderr = p.log
 	in, err := p.cmd.StdinPipe()
@@ -369,39 +370,6 @@ func (p *process) stats(dev string, id session.ID) engine.Stats {
 	return s
 }
 
-// patience is how long a test waits for what must happen: a handshake that a
-// flood keeps out tries again each 5 s, on a machine that may be busy.
-const patience = 60 * time.Second
-
-// eventually waits until cond holds.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("after %v still not: %s", patience, what)
-}
-
-// newKey makes a key pair.
-func newKey(t *testing.T) (private []byte, public engine.PublicKey) {
-	t.Helper()
-	k, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k.Bytes(), engine.PublicKey(k.PublicKey().Bytes())
-}
-
-func prefixes(s ...string) []netip.Prefix {
-	var ps []netip.Prefix
-	for _, p := range s {
-		ps = append(ps, netip.MustParsePrefix(p))
-	}
-	return ps
-}
-
 // An end is one interface of a node and one session on it.
 type end struct {
 	*process
@@ -435,12 +403,12 @@ func pair(node, gateway *process, dev string, n int, to string, options ...func(
 	t := node.t
 	t.Helper()
 	id := session.NewID()
-	privateA, publicA := newKey(t)
-	privateB, publicB := newKey(t)
+	privateA, publicA := enginetest.NewKey(t)
+	privateB, publicB := enginetest.NewKey(t)
 	psk := make([]byte, engine.KeySize)
 	rand.Read(psk)
 	inner := func(host int) []netip.Prefix {
-		return prefixes(fmt.Sprintf("10.%d.0.%d/32", n, host), fmt.Sprintf("fd%02d::%d/128", n, host))
+		return enginetest.Prefixes(fmt.Sprintf("10.%d.0.%d/32", n, host), fmt.Sprintf("fd%02d::%d/128", n, host))
 	}
 	a = &end{process: node, dev: dev, private: privateA, session: Session{ID: id, PeerKey: publicB, PSK: psk, AllowedIPs: inner(2), Endpoint: netip.MustParseAddrPort(to), Gate: engine.Open}}
 	b = &end{process: gateway, dev: dev, private: privateB, session: Session{ID: id, PeerKey: publicA, PSK: psk, AllowedIPs: inner(1), Gate: engine.Open, Responder: true}}
@@ -454,13 +422,19 @@ func pair(node, gateway *process, dev string, n int, to string, options ...func(
 	return a, b
 }
 
+// ofEach runs a test with each kind of engine.
+func ofEach(t *testing.T, test func(t *testing.T, kind string)) {
+	for _, kind := range []string{"native", "reference"} {
+		t.Run(kind, func(t *testing.T) { test(t, kind) })
+	}
+}
+
 // kinds are the engines of the two ends.
 type kinds struct{ node, gateway string }
 
-// each runs a test with all the engines that the two ends can have, unless
-// neither is ours.
+// each runs a test with all the engines that the two ends can have.
 func each(t *testing.T, test func(t *testing.T, k kinds)) {
-	for _, k := range []kinds{{"native", "native"}, {"native", "reference"}, {"reference", "native"}} {
+	for _, k := range []kinds{{"native", "native"}, {"native", "reference"}, {"reference", "native"}, {"reference", "reference"}} {
 		t.Run(k.node+" to "+k.gateway, func(t *testing.T) { test(t, k) })
 	}
 }
@@ -470,9 +444,8 @@ func hosts(t *testing.T, k kinds) (node, gateway *process) {
 	t.Helper()
 	ha, hb := newHost(t), newHost(t)
 	wire(ha, hb, "wire", "192.0.2.", "2001:db8::")
-	node, gateway = ha.start(), hb.start()
-	node.kind, gateway.kind = k.node, k.gateway
-	node.engine("0.0.0.0:0")
+	node, gateway = ha.start(k.node), hb.start(k.gateway)
+	node.engine("[::]:0")
 	gateway.engine("[::]:443")
 	return node, gateway
 }

@@ -1,6 +1,7 @@
-package native
+package interop
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // benchVariable, set to a number of rounds, has TestBesideWireGuardGo compare.
@@ -35,7 +38,7 @@ func TestBesideWireGuardGo(t *testing.T) {
 	left, right := newHost(t), newHost(t)
 	wire(left, right, "wire", "192.0.2.", "2001:db8::")
 	ours, theirs := benchNative(t, left, right), benchStock(t, left, right)
-	client, server := left.start(), right.start()
+	client, server := left.start("native"), right.start("native")
 	server.call("Serve", Args{})
 	iperf := right.command("iperf3", "-s")
 	if err := iperf.Start(); err != nil {
@@ -45,7 +48,7 @@ func TestBesideWireGuardGo(t *testing.T) {
 		iperf.Process.Kill()
 		iperf.Wait()
 	}()
-	eventually(t, "iperf3 listens", func() bool { return ours.tcp(left, 1, 1) > 0 && theirs.tcp(left, 1, 1) > 0 })
+	enginetest.Eventually(t, "iperf3 listens", func() bool { return ours.tcp(left, 1, 1) > 0 && theirs.tcp(left, 1, 1) > 0 })
 	only := os.Getenv("TUNNELD_ENGINE_FIGURE")
 	for _, f := range []struct {
 		name string
@@ -100,8 +103,8 @@ type subject struct {
 }
 
 func benchNative(t *testing.T, left, right host) subject {
-	a, b := left.start(), right.start()
-	a.kind, b.kind = os.Getenv("TUNNELD_ENGINE_KIND"), os.Getenv("TUNNELD_ENGINE_KIND")
+	kind := cmp.Or(os.Getenv("TUNNELD_ENGINE_KIND"), "native")
+	a, b := left.start(kind), right.start(kind)
 	a.engine("0.0.0.0:0")
 	b.engine("0.0.0.0:443")
 	pair(a, b, "tnl0", 1, "192.0.2.2:443")
@@ -118,8 +121,8 @@ func benchNative(t *testing.T, left, right host) subject {
 
 func benchStock(t *testing.T, left, right host) subject {
 	devs := [2]string{fmt.Sprintf("wgl%d", os.Getpid()), fmt.Sprintf("wgr%d", os.Getpid())}
-	privateA, publicA := newKey(t)
-	privateB, publicB := newKey(t)
+	privateA, publicA := enginetest.NewKey(t)
+	privateB, publicB := enginetest.NewKey(t)
 	var s subject
 	for i, e := range []struct {
 		host    host

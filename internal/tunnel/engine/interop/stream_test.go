@@ -1,4 +1,4 @@
-package native
+package interop
 
 import (
 	"crypto/sha256"
@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 // streamSize is enough for windows to open and packets to be joined.
@@ -43,8 +45,8 @@ func TestStream(t *testing.T) {
 				ha.run("ip", "link", "set", "wire", "mtu", "9000")
 				hb.run("ip", "link", "set", "wire", "mtu", "9000")
 			}
-			node, gateway := ha.start(), hb.start()
-			node.kind, node.plain, gateway.kind, gateway.plain = c.kinds.node, c.plain[0], c.kinds.gateway, c.plain[1]
+			node, gateway := ha.start(c.kinds.node), hb.start(c.kinds.gateway)
+			node.plain, gateway.plain = c.plain[0], c.plain[1]
 			node.engine("[::]:0")
 			gateway.engine("[::]:443")
 			to := netip.AddrPortFrom(netip.MustParseAddr(c.outer), 443)
@@ -133,7 +135,7 @@ func TestPacketsWait(t *testing.T) {
 	a, b := pair(node, gateway, "tnl0", 1, "192.0.2.2:443", func(a, _ *end) { a.session.Endpoint = netip.AddrPort{} })
 	done := make(chan int)
 	go func() { done <- node.ping("10.1.0.2", 3, "-W", "10") }()
-	eventually(t, "packets are sent into the tunnel", func() bool { return a.now().TxPackets == 3 })
+	enginetest.Eventually(t, "packets are sent into the tunnel", func() bool { return a.now().TxPackets == 3 })
 	a.do("SetEndpoint", Args{Addr: netip.MustParseAddrPort("192.0.2.2:443")})
 	if got := <-done; got != 3 {
 		t.Errorf("ping before there was an endpoint: %d answers, want 3", got)

@@ -1,4 +1,4 @@
-package native
+package interop
 
 import (
 	"fmt"
@@ -8,13 +8,9 @@ import (
 )
 
 func TestPing(t *testing.T) {
-	for _, outer := range []string{"192.0.2.2:443", "[2001:db8::2]:443"} {
-		t.Run(outer, func(t *testing.T) {
-			ha, hb := newHost(t), newHost(t)
-			wire(ha, hb, "wire", "192.0.2.", "2001:db8::")
-			node, gateway := ha.start(), hb.start()
-			node.engine("[::]:0")
-			gateway.engine("[::]:443")
+	each(t, func(t *testing.T, k kinds) {
+		for _, outer := range []string{"192.0.2.2:443", "[2001:db8::2]:443"} {
+			node, gateway := hosts(t, k)
 			a, b := pair(node, gateway, "tnl0", 1, outer)
 			const n, payload = 5, 100
 			if got := node.ping("10.1.0.2", n, "-s", fmt.Sprint(payload)); got != n {
@@ -33,8 +29,8 @@ func TestPing(t *testing.T) {
 					t.Errorf("stats of %s = %+v, want handshake and endpoint", e.name, s)
 				}
 			}
-		})
-	}
+		}
+	})
 }
 
 func TestGate(t *testing.T) { each(t, testGate) }

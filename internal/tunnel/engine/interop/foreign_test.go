@@ -1,4 +1,4 @@
-package reference
+package interop
 
 import (
 	"encoding/base64"
@@ -13,26 +13,27 @@ import (
 	"tunneld/internal/netlab/kernelbox"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 )
-
-// Ends that others wrote find what two copies of ourselves agree on.
 
 // TestStockWireGuardGo has wireguard-go's own program, configured by wg, as
 // the far end; each side starts a handshake once.
-func TestStockWireGuardGo(t *testing.T) {
+func TestStockWireGuardGo(t *testing.T) { ofEach(t, testStockWireGuardGo) }
+
+func testStockWireGuardGo(t *testing.T, kind string) {
 	ha, hb := newHost(t), newHost(t)
 	wire(ha, hb, "wire", "192.0.2.", "2001:db8::")
 	dev := fmt.Sprintf("wg%d", os.Getpid()) // its control socket is the same for all namespaces
-	private, public := newKey(t)
-	foreignPrivate, foreignPublic := newKey(t)
+	private, public := enginetest.NewKey(t)
+	foreignPrivate, foreignPublic := enginetest.NewKey(t)
 	psk := make([]byte, engine.KeySize)
 	psk[0] = 7
 	stock := startStock(t, hb, dev)
 
-	ours := ha.start()
+	ours := ha.start(kind)
 	port := ours.engine("[::]:0")
 	id := session.NewID()
-	e := &end{ours, "tnl0", private, Session{ID: id, PeerKey: foreignPublic, PSK: psk, AllowedIPs: prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("[2001:db8::2]:5000"), Gate: engine.Open}}
+	e := &end{process: ours, dev: "tnl0", private: private, session: Session{ID: id, PeerKey: foreignPublic, PSK: psk, AllowedIPs: enginetest.Prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("[2001:db8::2]:5000"), Gate: engine.Open}}
 	e.open()
 	e.address("tnl0", "10.1.0.1/24", "fd01::1/64")
 
@@ -82,7 +83,7 @@ func startStock(t *testing.T, h host, dev string) host {
 			t.Logf("log of wireguard-go:\n%s", log)
 		}
 	})
-	eventually(t, "wireguard-go listens to wg", func() bool {
+	enginetest.Eventually(t, "wireguard-go listens to wg", func() bool {
 		return h.command("wg", "show", dev).Run() == nil
 	})
 	return h
@@ -104,15 +105,17 @@ func keyFile(t *testing.T, key []byte) string {
 
 // TestKernelWireGuard has the kernel's WireGuard as the far end, as gateway and
 // as dialler, over both families.
-func TestKernelWireGuard(t *testing.T) {
+func TestKernelWireGuard(t *testing.T) { ofEach(t, testKernelWireGuard) }
+
+func testKernelWireGuard(t *testing.T, kind string) {
 	h := newHost(t)
 	h.run("ip", "tuntap", "add", "dev", "kb0", "mode", "tap")
 	h.address("kb0", "192.0.2.1/24", "2001:db8::1/64")
-	private, public := newKey(t)
-	kernelPrivate, kernelPublic := newKey(t)
+	private, public := enginetest.NewKey(t)
+	kernelPrivate, kernelPublic := enginetest.NewKey(t)
 	psk := make([]byte, engine.KeySize)
 	psk[31] = 9
-	ours := h.start()
+	ours := h.start(kind)
 	port := ours.engine("[::]:0")
 	base64Of := base64.StdEncoding.EncodeToString
 	box := kernelbox.Start(t, kernelbox.Box{Netns: h.name, Tap: "kb0", Modules: []string{"wireguard"}, Script: fmt.Sprintf(`
@@ -136,7 +139,7 @@ func TestKernelWireGuard(t *testing.T) {
 		echo done
 	`, base64Of(kernelPrivate), base64Of(psk), public, port)})
 	box.Await("ready")
-	e := &end{ours, "tnl0", private, Session{ID: session.NewID(), PeerKey: kernelPublic, PSK: psk, AllowedIPs: prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("192.0.2.2:5000"), Gate: engine.Open}}
+	e := &end{process: ours, dev: "tnl0", private: private, session: Session{ID: session.NewID(), PeerKey: kernelPublic, PSK: psk, AllowedIPs: enginetest.Prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("192.0.2.2:5000"), Gate: engine.Open}}
 	e.open()
 	e.address("tnl0", "10.1.0.1/24", "fd01::1/64")
 	if got := ours.ping("10.1.0.2", 5, "-s", "1300"); got != 5 {

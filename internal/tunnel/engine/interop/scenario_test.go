@@ -1,4 +1,4 @@
-package native
+package interop
 
 import (
 	"net/netip"
@@ -9,6 +9,7 @@ import (
 
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/enginetest"
 )
 
 func TestRoaming(t *testing.T) { each(t, testRoaming) }
@@ -24,7 +25,7 @@ func testRoaming(t *testing.T, k kinds) {
 	node.run("ip", "addr", "add", "192.0.2.3/24", "dev", "wire")
 	node.call("PathChanged", Args{})
 	node.call("Probe", Args{Device: "tnl0", ID: b.session.ID})
-	eventually(t, "the gateway sees the node's new address", func() bool {
+	enginetest.Eventually(t, "the gateway sees the node's new address", func() bool {
 		return b.now().Endpoint.Addr() == netip.MustParseAddr("192.0.2.3")
 	})
 	if got := gateway.ping("10.1.0.1", 3); got != 3 {
@@ -48,7 +49,7 @@ func testDiallerFollowsRoutes(t *testing.T, k kinds) {
 		if got := node.ping("10.1.0.2", 3); got != 3 {
 			t.Errorf("ping with source %s: %d answers, want 3", source, got)
 		}
-		eventually(t, "the gateway sees the node at "+source, func() bool {
+		enginetest.Eventually(t, "the gateway sees the node at "+source, func() bool {
 			return b.now().Endpoint.Addr() == netip.MustParseAddr(source)
 		})
 	}
@@ -66,7 +67,7 @@ func testAnswersFromWhereItWasSpokenTo(t *testing.T, k kinds) {
 		t.Fatalf("ping: %d answers, want 3", got)
 	}
 	spoken := netip.MustParseAddrPort("192.0.2.5:443")
-	eventually(t, "status is read again", func() bool { return !a.now().LastHandshake.IsZero() })
+	enginetest.Eventually(t, "status is read again", func() bool { return !a.now().LastHandshake.IsZero() })
 	if got := a.now().Endpoint; got != spoken {
 		t.Errorf("answers come from %v, want %v", got, spoken)
 	}
@@ -74,7 +75,7 @@ func testAnswersFromWhereItWasSpokenTo(t *testing.T, k kinds) {
 	if got := gateway.ping("10.1.0.1", 1); got != 1 {
 		t.Errorf("ping after PathChanged: %d answers, want 1", got)
 	}
-	eventually(t, "after PathChanged the gateway's routes choose its address", func() bool {
+	enginetest.Eventually(t, "after PathChanged the gateway's routes choose its address", func() bool {
 		return a.now().Endpoint == netip.MustParseAddrPort("192.0.2.2:443")
 	})
 }
@@ -111,7 +112,7 @@ func testGatewayRestart(t *testing.T, k kinds) {
 	}
 	at := b.now().Endpoint
 	gateway.kill()
-	again := gateway.host.start()
+	again := gateway.host.start(k.gateway)
 	again.engine("[::]:443")
 	b.process, b.session.Endpoint = again, at
 	b.open()
@@ -175,9 +176,9 @@ func TestBlockedPeer(t *testing.T) { each(t, testBlockedPeer) }
 func testBlockedPeer(t *testing.T, k kinds) {
 	node, gateway := hosts(t, k)
 	_, b := pair(node, gateway, "tnl0", 1, "192.0.2.2:443")
-	_, nobody := newKey(t)
+	_, nobody := enginetest.NewKey(t)
 	blocked := session.NewID()
-	b.call("Add", Args{Device: "tnl0", Session: Session{ID: blocked, PeerKey: nobody, AllowedIPs: prefixes("10.1.0.9/32"), Endpoint: netip.MustParseAddrPort("192.0.2.99:1"), Gate: engine.Open}})
+	b.call("Add", Args{Device: "tnl0", Session: Session{ID: blocked, PeerKey: nobody, AllowedIPs: enginetest.Prefixes("10.1.0.9/32"), Endpoint: netip.MustParseAddrPort("192.0.2.99:1"), Gate: engine.Open}})
 	if got := node.ping("10.1.0.2", 3); got != 3 {
 		t.Fatalf("ping: %d answers, want 3", got)
 	}
@@ -189,10 +190,11 @@ func testBlockedPeer(t *testing.T, k kinds) {
 		flood.Process.Kill()
 		flood.Wait()
 	}()
-	if got := node.ping("10.1.0.2", 20); got != 20 {
+	spaced := []string{"-l", "1", "-i", "0.1"}
+	if got := node.ping("10.1.0.2", 20, spaced...); got != 20 {
 		t.Errorf("ping beside a flood to an unreachable peer: %d answers, want 20", got)
 	}
-	if got := gateway.ping("10.1.0.1", 20); got != 20 {
+	if got := gateway.ping("10.1.0.1", 20, spaced...); got != 20 {
 		t.Errorf("ping from the flooded gateway: %d answers, want 20", got)
 	}
 	start := time.Now()
@@ -226,19 +228,18 @@ func testLinkFlap(t *testing.T, k kinds) {
 	}
 }
 
-func TestOpenRefusals(t *testing.T) {
+func TestOpenRefusals(t *testing.T) { ofEach(t, testOpenRefusals) }
+
+func testOpenRefusals(t *testing.T, kind string) {
 	h := newHost(t)
 	h.run("ip", "link", "add", "pair0", "type", "veth", "peer", "name", "pair1")
-	key, _ := newKey(t)
+	key, _ := enginetest.NewKey(t)
 	open := func(dev string, wrap ...string) error {
-		p := h.startIn(wrap...)
-		var port uint16
-		if err := p.client.Call("Node.Start", Args{}, &port); err != nil {
-			t.Fatal(err)
-		}
+		p := h.start(kind, wrap...)
+		p.engine("0.0.0.0:0")
 		return p.try("Open", Args{Device: dev, MTU: 1420, Key: key})
 	}
-	p := h.start()
+	p := h.start(kind)
 	p.engine("0.0.0.0:0")
 	p.call("Open", Args{Device: "held", MTU: 1420, Key: key})
 	for name, c := range map[string]struct {
@@ -289,7 +290,7 @@ func testNoLeak(t *testing.T, k kinds) {
 		flood.Process.Kill()
 		flood.Wait()
 	}()
-	eventually(t, "packets flow", func() bool { return a.now().RxPackets > 100 })
+	enginetest.Eventually(t, "packets flow", func() bool { return a.now().RxPackets > 100 })
 	a.do("Handshake", Args{}) // postponed: less than 5 s since the first
 	for _, p := range []*process{node, gateway} {
 		p.call("Close", Args{})
@@ -304,14 +305,16 @@ func testNoLeak(t *testing.T, k kinds) {
 
 // TestInterfaceVanishes removes the interface under the engine, which says so
 // and lets go of it.
-func TestInterfaceVanishes(t *testing.T) {
-	node, gateway := hosts(t, kinds{"native", "native"})
+func TestInterfaceVanishes(t *testing.T) { each(t, testInterfaceVanishes) }
+
+func testInterfaceVanishes(t *testing.T, k kinds) {
+	node, gateway := hosts(t, k)
 	a, _ := pair(node, gateway, "tnl0", 1, "192.0.2.2:443")
 	if got := node.ping("10.1.0.2", 3); got != 3 {
 		t.Fatalf("ping: %d answers, want 3", got)
 	}
 	node.run("ip", "link", "del", "tnl0")
-	eventually(t, "the engine says that the interface is gone", func() bool {
+	enginetest.Eventually(t, "the engine says that the interface is gone", func() bool {
 		return errorIs(node.try("Stats", Args{Device: "tnl0", ID: a.session.ID}), engine.ErrClosed)
 	})
 	node.call("CloseDevice", Args{Device: "tnl0"})
