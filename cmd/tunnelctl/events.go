@@ -42,7 +42,7 @@ func (c *cli) showEvent(e api.Event) error {
 	for _, attr := range []struct {
 		name  string
 		value *string
-	}{{"session", e.Session}, {"node", e.Node}, {"network", e.Network}, {"cause", e.Cause}} {
+	}{{"session", e.Session}, {"node", e.Node}, {"network", e.Network}, {"cause", e.Cause}, {"from", e.From}, {"request", e.Request}} {
 		if attr.value != nil {
 			fmt.Fprintf(c.out, " %s=%s", attr.name, quoted(*attr.value))
 		}

@@ -35,16 +35,46 @@ func (c *cli) showSession(d api.SessionDetail) error {
 		return err
 	}
 	if len(d.History) > 0 {
-		fmt.Fprintln(c.out, "\nhistory")
+		fmt.Fprintln(c.out, "\nstory")
 	}
 	for _, e := range d.History {
-		fmt.Fprintf(c.out, "  %s  %s", e.Time.UTC().Format(timeFormat), printable(e.Event))
-		if e.Cause != nil {
-			fmt.Fprintf(c.out, "  %s", printable(*e.Cause))
-		}
-		fmt.Fprintln(c.out)
+		fmt.Fprintf(c.out, "  %s  %s\n", e.Time.UTC().Format(timeFormat), told(e))
 	}
 	return nil
+}
+
+// verbs are the events of a session as its story has them.
+var verbs = map[string]string{
+	"session-established": "opened",
+	"session-suspended":   "suspended",
+	"session-resumed":     "resumed",
+	"session-rekeyed":     "rekeyed",
+	"session-closed":      "closed",
+	"session-expiring":    "is about to end",
+	"session-held":        "held by suspend",
+	"session-released":    "released by resume",
+	"rekey-failed":        "not rekeyed",
+}
+
+// told is one line of a story.
+func told(e api.Event) string {
+	text := verbs[e.Event]
+	if text == "" {
+		text = printable(e.Event) // of a newer daemon
+	}
+	if e.From != nil {
+		text += " from " + printable(*e.From)
+	}
+	if e.Cause != nil {
+		text += ": " + printable(*e.Cause)
+	}
+	if e.RxBytes != nil && e.TxBytes != nil {
+		text += fmt.Sprintf("; rx_bytes %d, tx_bytes %d", *e.RxBytes, *e.TxBytes)
+	}
+	if e.Request != nil {
+		text += "  request " + printable(*e.Request)
+	}
+	return text
 }
 
 func (c *cli) detailRows(d api.SessionDetail) (rows [][]string) {

@@ -134,7 +134,7 @@ Lists the sessions of this gateway.
 const sessionShowUsage = `
 usage: tunnelctl session show ID
 
-Shows one session of this gateway and what happened to it.
+Shows one session, one that lives or one that is over, and tells its story.
 `
 
 const sessionKillUsage = `

@@ -58,7 +58,7 @@ func TestClientMirrorsManager(t *testing.T) {
 	if s, err := c.Sessions(ctx); err != nil || len(s) != 1 || s[0].Session != apitest.BranchID {
 		t.Errorf("Sessions = %+v, %v", s, err)
 	}
-	if d, err := c.Session(ctx, apitest.BranchID); err != nil || d.Session.Session != apitest.BranchID || len(d.History) != 2 {
+	if d, err := c.Session(ctx, apitest.BranchID); err != nil || d.Session.Session != apitest.BranchID || len(d.History) != 5 {
 		t.Errorf("Session = %+v, %v", d, err)
 	}
 	invite := InviteRequest{Node: "bob", Networks: []string{"office"}, Advertise: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")}, TTLMillis: 60000, Replace: true}

@@ -19,7 +19,7 @@ func TestContractKeys(t *testing.T) {
 		{"tunnel", Tunnel{}, "name state session addresses gateway path endpoint interface mtu key_epoch resumes last_handshake_at rx_bytes tx_bytes since " +
 			"routes refused_routes advertise data_alive last_error enabled expires_at held"},
 		{"session", Session{}, "session node user network state addresses path endpoint key_epoch resumes last_handshake_at rx_bytes tx_bytes since expires_at"},
-		{"event", Event{}, "time event session node network cause"},
+		{"event", Event{}, "time event session node network cause request from rx_bytes tx_bytes"},
 	} {
 		typ := reflect.TypeOf(tt.v)
 		var keys []string

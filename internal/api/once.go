@@ -23,6 +23,29 @@ const (
 	headerEpoch   = "Tunneld-Epoch"
 )
 
+type requestKey struct{}
+
+// withRequest gives a request the id its caller made, or a fresh one.
+func withRequest(r *http.Request) (*http.Request, session.ID) {
+	id, err := session.ParseID(r.Header.Get(headerRequest))
+	if err != nil { // once says so, where it matters
+		id = session.NewID()
+	}
+	return r.WithContext(WithRequest(r.Context(), id)), id
+}
+
+// WithRequest is a context of the request with that id.
+func WithRequest(ctx context.Context, id session.ID) context.Context {
+	return context.WithValue(ctx, requestKey{}, id)
+}
+
+// RequestOf is the id of the request that a Manager's method answers; zero for
+// a context of another origin.
+func RequestOf(ctx context.Context) session.ID {
+	id, _ := ctx.Value(requestKey{}).(session.ID)
+	return id
+}
+
 // maxAnswers is how many answers are kept for those who ask again; older ones go
 // first.
 const maxAnswers = 256

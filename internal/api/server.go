@@ -148,14 +148,15 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		})
 	case !s.guard.permit(p, rt.class):
 		s.refused.Do(func() {
-			s.log.Warn("local request refused", event.KeyRequest, rt.verb, event.KeyUser, userName(p.uid))
+			s.log.Warn("local request refused", event.KeyEvent, rt.verb, event.KeyUser, userName(p.uid))
 		})
 		s.fail(w, s.guard.refusal(p, rt.verb, rt.class))
 	case rt.method != r.Method:
 		s.fail(w, usagef("%s wants %s, not %s", rt.path, rt.method, r.Method))
 	default:
+		r, id := withRequest(r)
 		if rt.class == administer {
-			s.log.Info("local request", event.KeyRequest, rt.verb, event.KeyUser, userName(p.uid))
+			s.log.Info("local request", event.KeyEvent, rt.verb, event.KeyUser, userName(p.uid), event.Request(id))
 		}
 		rt.handle(s, w, r)
 	}

@@ -160,6 +160,13 @@ type Event struct {
 	Node    *string   `json:"node"`
 	Network *string   `json:"network"`
 	Cause   *string   `json:"cause"`
+	// Request names the wish behind it, the same at both ends; From is the
+	// address of the transport that came to carry the session.
+	Request *string `json:"request"`
+	From    *string `json:"from"`
+	// Of a session that is over: its inner octets over its whole life.
+	RxBytes *uint64 `json:"rx_bytes"`
+	TxBytes *uint64 `json:"tx_bytes"`
 }
 
 // InviteRequest asks for an invite code.

@@ -53,7 +53,7 @@ func reach(up, cut bool, n int) func(*testing.T) *pair {
 
 func closedPair(t *testing.T) *pair {
 	p := established(t)
-	p.node.step(Stop{wire.Result{Code: wire.StopShuttingDown}})
+	p.node.step(Stop{Result: wire.Result{Code: wire.StopShuttingDown}})
 	p.carry(-1)
 	return p
 }
@@ -421,13 +421,13 @@ func (p *pair) locally(s *side, event string) {
 	case "close":
 		s.step(CloseSession{LocalID: id, Result: wire.Result{Code: wire.CDNAdministrative}})
 	case "stop":
-		s.step(Stop{wire.Result{Code: wire.StopShuttingDown}})
+		s.step(Stop{Result: wire.Result{Code: wire.StopShuttingDown}})
 	case "routes":
-		s.step(ChangeRoutes{id, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}})
+		s.step(ChangeRoutes{LocalID: id, Routes: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}})
 	case "hold":
-		s.step(HoldSession{id, true})
+		s.step(HoldSession{LocalID: id, Held: true})
 	case "lifetime":
-		s.step(ChangeLifetime{id, wire.Lifetime{Idle: time.Minute}})
+		s.step(ChangeLifetime{LocalID: id, Lifetime: wire.Lifetime{Idle: time.Minute}})
 	case "trouble":
 		s.step(ReportTrouble{LocalID: id})
 	case "renew":
@@ -624,7 +624,7 @@ func (p *pair) goesOn(s situation) {
 	}
 	p.wantUp()
 	routes := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-	p.gateway.step(ChangeRoutes{p.gateway.m.sessions[0].LocalID, routes})
+	p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: routes})
 	p.carry(-1)
 	if got := p.node.m.sessions[0].Routes; len(got) != 1 || got[0] != routes[0] {
 		p.t.Errorf("after what was ignored: routes = %v, want %v", got, routes)

@@ -24,7 +24,7 @@ func TestCursorsWrittenWhileTheOldTransportLived(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(time.Second)
-		if err := e.gateway.Do(t.Context(), ChangeRoutes{e.gateway.View().Sessions[0].LocalID, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); err != nil {
+		if err := e.gateway.Do(t.Context(), ChangeRoutes{LocalID: e.gateway.View().Sessions[0].LocalID, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -51,7 +51,7 @@ func TestRolledBack(t *testing.T) {
 				back = p.gateway
 			}
 			before := back.saved
-			p.gateway.step(ChangeRoutes{p.gateway.m.Sessions()[0].LocalID, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+			p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.Sessions()[0].LocalID, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
 			p.carry(-1)
 			p.cut()
 			back.saved = before

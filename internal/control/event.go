@@ -99,6 +99,7 @@ type OpenSession struct {
 	PrivateKey secret.Value // X25519, made for this session
 	PublicKey  [32]byte
 	Advertise  []netip.Prefix
+	RequestID  session.ID // of the wish behind it; zero: the machine makes one
 }
 
 // CloseSession ends the session of this local id, for good.
@@ -106,15 +107,20 @@ type CloseSession struct {
 	LocalID    uint32
 	Result     wire.Result
 	Statistics *wire.Statistics
+	RequestID  session.ID // as in OpenSession
 }
 
 // Stop ends the control connection and every session in it, for good.
-type Stop struct{ Result wire.Result }
+type Stop struct {
+	Result    wire.Result
+	RequestID session.ID // as in OpenSession
+}
 
 // ChangeRoutes tells the peer the routes of a session, all of them.
 type ChangeRoutes struct {
-	LocalID uint32
-	Routes  []netip.Prefix
+	LocalID   uint32
+	Routes    []netip.Prefix
+	RequestID session.ID // as in OpenSession
 }
 
 // ReportTrouble tells the peer that a session's data path is silent.
@@ -273,19 +279,24 @@ type (
 	SessionUp struct{ Session Session }
 	// SessionDown: the session is over. Remote says that the peer ended it.
 	SessionDown struct {
-		Session Session
-		Result  wire.Result
-		Remote  bool
+		Session   Session
+		Result    wire.Result
+		Remote    bool
+		RequestID session.ID // of the wish that ended it; zero: none did
 	}
 	// SessionRefused: a session asked for by OpenSession does not come.
 	SessionRefused struct {
-		Network string
-		Label   string
-		Result  wire.Result
-		Remote  bool
+		Network   string
+		Label     string
+		Result    wire.Result
+		Remote    bool
+		RequestID session.ID // of the OpenSession
 	}
 	// RoutesChanged: the peer replaced the routes of a session.
-	RoutesChanged struct{ Session Session }
+	RoutesChanged struct {
+		Session   Session
+		RequestID session.ID
+	}
 	// TroubleReported: the peer says that its data path is silent.
 	TroubleReported struct {
 		Session Session
@@ -302,9 +313,10 @@ type (
 	Cloned struct{}
 	// Ended: the control connection is over, for good.
 	Ended struct {
-		Result wire.Result
-		Remote bool
-		Err    error
+		Result    wire.Result
+		Remote    bool
+		Err       error
+		RequestID session.ID // of the wish that ended it; zero: none did
 	}
 )
 

@@ -10,23 +10,31 @@ import (
 // HoldSession, at an initiator, asks the peer to hold the session of this local
 // id, or to go on with it: everything is kept, no packet passes.
 type HoldSession struct {
-	LocalID uint32
-	Held    bool
+	LocalID   uint32
+	Held      bool
+	RequestID session.ID // as in OpenSession
 }
 
 // ChangeLifetime, at a responder, tells the peer what ends the session of this
 // local id, in the place of what was told before.
 type ChangeLifetime struct {
-	LocalID  uint32
-	Lifetime wire.Lifetime
+	LocalID   uint32
+	Lifetime  wire.Lifetime
+	RequestID session.ID // as in OpenSession
 }
 
 // Notices: what the peer changed.
 type (
 	// HoldChanged: the initiator holds the session, or goes on with it.
-	HoldChanged struct{ Session Session }
+	HoldChanged struct {
+		Session   Session
+		RequestID session.ID
+	}
 	// LifetimeChanged: the responder set other deadlines.
-	LifetimeChanged struct{ Session Session }
+	LifetimeChanged struct {
+		Session   Session
+		RequestID session.ID
+	}
 )
 
 func (HoldSession) event()      {}
@@ -48,7 +56,7 @@ func (m *Machine) holdSession(ev HoldSession) {
 		return
 	}
 	s.Held = ev.Held
-	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: &wire.CircuitStatus{Active: !ev.Held}})
+	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: &wire.CircuitStatus{Active: !ev.Held}, RequestID: m.requestID(ev.RequestID)})
 }
 
 func (m *Machine) changeLifetime(ev ChangeLifetime) {
@@ -57,7 +65,7 @@ func (m *Machine) changeLifetime(ev ChangeLifetime) {
 		return
 	}
 	s.Lifetime = ev.Lifetime
-	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, Lifetime: &ev.Lifetime})
+	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, Lifetime: &ev.Lifetime, RequestID: m.requestID(ev.RequestID)})
 }
 
 // change sends a change of a session, or adds it to the one that waits for a
@@ -87,11 +95,11 @@ func (m *Machine) lifeChanged(s *Session, c *wire.SLI) {
 	if c.Lifetime != nil {
 		s.Lifetime = *c.Lifetime
 		m.dirty = true
-		m.do(LifetimeChanged{*s})
+		m.do(LifetimeChanged{*s, c.RequestID})
 	}
 	if c.CircuitStatus != nil && m.cfg.Role == Responder && s.Held == c.CircuitStatus.Active {
 		s.Held = !c.CircuitStatus.Active
 		m.dirty = true
-		m.do(HoldChanged{*s})
+		m.do(HoldChanged{*s, c.RequestID})
 	}
 }

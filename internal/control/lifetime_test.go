@@ -12,7 +12,7 @@ func TestHoldIsKeptAtBothEnds(t *testing.T) {
 	p := established(t)
 	hold := func(held bool) {
 		t.Helper()
-		p.node.step(HoldSession{p.node.m.Sessions()[0].LocalID, held})
+		p.node.step(HoldSession{LocalID: p.node.m.Sessions()[0].LocalID, Held: held})
 		p.carry(-1)
 		for _, s := range []*side{p.node, p.gateway} {
 			if got := s.m.Sessions()[0].Held; got != held {
@@ -31,7 +31,7 @@ func TestHoldIsKeptAtBothEnds(t *testing.T) {
 	if got := p.gateway.said("HoldChanged"); got != 1 {
 		t.Errorf("the gateway noticed %d times, want 1", got)
 	}
-	p.node.step(HoldSession{p.node.m.Sessions()[0].LocalID, true}) // again: nothing to tell
+	p.node.step(HoldSession{LocalID: p.node.m.Sessions()[0].LocalID, Held: true}) // again: nothing to tell
 	if n := len(p.node.out); n != 0 {
 		t.Errorf("a hold that changes nothing sent %d messages", n)
 	}
@@ -46,16 +46,16 @@ func TestChangesWhileSuspendedAreOne(t *testing.T) {
 	g := p.gateway.m.Sessions()[0].LocalID
 	routes := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
 	want := wire.Lifetime{Idle: time.Minute, Absolute: time.Hour}
-	p.gateway.step(ChangeRoutes{g, routes})
-	p.gateway.step(ChangeLifetime{g, wire.Lifetime{Idle: time.Second}})
-	p.gateway.step(ChangeLifetime{g, want})
+	p.gateway.step(ChangeRoutes{LocalID: g, Routes: routes})
+	p.gateway.step(ChangeLifetime{LocalID: g, Lifetime: wire.Lifetime{Idle: time.Second}})
+	p.gateway.step(ChangeLifetime{LocalID: g, Lifetime: want})
 	if n := p.gateway.m.Pending(); n != 1 {
 		t.Errorf("%d messages wait, want 1", n)
 	}
 	n := p.node.m.Sessions()[0].LocalID
-	p.node.step(HoldSession{n, true})
-	p.node.step(HoldSession{n, false})
-	p.node.step(HoldSession{n, true})
+	p.node.step(HoldSession{LocalID: n, Held: true})
+	p.node.step(HoldSession{LocalID: n, Held: false})
+	p.node.step(HoldSession{LocalID: n, Held: true})
 	if n := p.node.m.Pending(); n != 1 {
 		t.Errorf("%d messages of the node wait, want 1", n)
 	}

@@ -236,7 +236,7 @@ func (m *Machine) dispatch(ev Event) {
 	case CloseSession:
 		m.closeSession(ev)
 	case Stop:
-		m.stop(ev.Result, nil)
+		m.stopOn(ev)
 	case ChangeRoutes:
 		m.changeRoutes(ev)
 	case ReportTrouble:
@@ -410,7 +410,7 @@ func (m *Machine) currentMessage(p *wire.Packet) {
 func (m *Machine) message(p *wire.Packet) {
 	switch msg := p.Message.(type) {
 	case *wire.StopCCN:
-		m.stopped(msg.Result)
+		m.stopped(msg)
 	case *wire.Hello:
 		m.ackDue = true
 	case *wire.ACK, *wire.UnknownMessage: // the latter may be ignored, says its M bit
@@ -498,7 +498,7 @@ func (m *Machine) expired(ev Expired) {
 		m.silence(ev.At)
 	case TimerGrace:
 		if m.state == session.Suspended {
-			m.over(wire.Result{Code: wire.StopGeneral, Cause: wire.CauseGraceOver}, false, nil)
+			m.over(wire.Result{Code: wire.StopGeneral, Cause: wire.CauseGraceOver}, false, nil, session.ID{})
 		}
 	}
 }
@@ -544,7 +544,7 @@ func (m *Machine) lose(err error) {
 	for _, s := range append([]*Session(nil), m.sessions...) {
 		if s.State == session.WaitReply {
 			m.remove(s)
-			m.do(SessionRefused{s.Network, s.Label, wire.Result{Code: wire.CDNCarrierLost}, false})
+			m.do(SessionRefused{s.Network, s.Label, wire.Result{Code: wire.CDNCarrierLost}, false, s.RequestID})
 		}
 	}
 	m.do(WasSuspended{err})
@@ -581,29 +581,45 @@ func (m *Machine) saveFailed(ev SaveFailed) {
 	m.dirty = false // the next step that changes anything writes all of it
 }
 
-// stop ends the connection from this side.
-func (m *Machine) stop(res wire.Result, err error) {
+// stop ends the connection from this side, because of err.
+func (m *Machine) stop(res wire.Result, err error) { m.sayStop(res, err, session.ID{}) }
+
+// stopOn ends the connection from this side, because somebody wants that.
+func (m *Machine) stopOn(ev Stop) { m.sayStop(ev.Result, nil, m.requestID(ev.RequestID)) }
+
+func (m *Machine) sayStop(res wire.Result, err error, request session.ID) {
+	msg := &wire.StopCCN{AssignedID: m.rec.LocalID, Result: res, RequestID: request}
 	if m.cur != nil {
-		m.tell(&wire.StopCCN{AssignedID: m.rec.LocalID, Result: res})
+		m.tell(msg)
 	} else if m.next != nil && m.next.phase != waitRequest {
-		m.do(Send{m.next.id, m.setupPacket(m.next, &wire.StopCCN{AssignedID: m.rec.LocalID, Result: res})})
+		m.do(Send{m.next.id, m.setupPacket(m.next, msg)})
 	}
-	m.over(res, false, err)
+	m.over(res, false, err, request)
 }
 
 // stopped ends the connection because the peer said so.
-func (m *Machine) stopped(res wire.Result) { m.over(res, true, nil) }
+func (m *Machine) stopped(c *wire.StopCCN) { m.over(c.Result, true, nil, c.RequestID) }
+
+// requestID is the id of a wish: its own, or a fresh one for a wish of ours that
+// has none.
+func (m *Machine) requestID(id session.ID) session.ID {
+	if !id.IsZero() {
+		return id
+	}
+	id, _ = session.ReadID(m.cfg.Rand) // without one the message still says what is wanted
+	return id
+}
 
 // over clears everything: no session of the connection remains.
-func (m *Machine) over(res wire.Result, remote bool, err error) {
+func (m *Machine) over(res wire.Result, remote bool, err error, request session.ID) {
 	for len(m.sessions) > 0 {
 		s := m.sessions[0]
 		m.remove(s)
 		if s.State == session.WaitReply {
-			m.do(SessionRefused{s.Network, s.Label, res, remote})
+			m.do(SessionRefused{s.Network, s.Label, res, remote, s.RequestID})
 			continue
 		}
-		m.do(SessionDown{m.view(s), res, remote})
+		m.do(SessionDown{m.view(s), res, remote, request})
 	}
 	m.state = session.Closed
 	m.do(Forget{})
@@ -613,7 +629,7 @@ func (m *Machine) over(res wire.Result, remote bool, err error) {
 		}
 	}
 	m.cur, m.next = nil, nil
-	m.do(Disarm{TimerSetup}, Disarm{TimerHello}, Disarm{TimerGrace}, Ended{res, remote, err})
+	m.do(Disarm{TimerSetup}, Disarm{TimerHello}, Disarm{TimerGrace}, Ended{res, remote, err, request})
 }
 
 // refuseWhenClosed takes away transports that come too late and answers local
@@ -623,7 +639,7 @@ func (m *Machine) refuseWhenClosed(ev Event) []Action {
 	case Attached:
 		m.do(Drop{ev.Transport, ErrClosed})
 	case OpenSession:
-		m.do(SessionRefused{ev.Network, ev.Label, wire.Result{Code: wire.CDNCarrierLost}, false})
+		m.do(SessionRefused{ev.Network, ev.Label, wire.Result{Code: wire.CDNCarrierLost}, false, ev.RequestID})
 	case RenewCertificate:
 		m.renew(ev)
 	}

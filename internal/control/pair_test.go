@@ -506,7 +506,7 @@ func TestFailedSaveSaysNothing(t *testing.T) {
 func TestRoutesAreTheGateways(t *testing.T) {
 	p := established(t)
 	routes := []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("10.77.0.0/16")}
-	p.gateway.step(ChangeRoutes{p.gateway.m.Sessions()[0].LocalID, routes})
+	p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.Sessions()[0].LocalID, Routes: routes})
 	p.carry(-1)
 	if got := p.node.m.Sessions()[0].Routes; len(got) != 2 || p.node.said("RoutesChanged") != 1 {
 		t.Errorf("routes = %v, notices %v", got, p.node.notices)

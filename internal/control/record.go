@@ -59,6 +59,8 @@ type Session struct {
 	MTU       uint16
 	Timers    wire.Timers
 
+	RequestID session.ID // of the ICRQ: the wish that began it
+
 	Life
 }
 
@@ -103,6 +105,7 @@ type (
 		Routes, Advertise []netip.Prefix
 		MTU               uint16
 		Timers            wire.Timers
+		RequestID         session.ID `json:",omitzero"`
 		Life
 	}
 )
@@ -128,7 +131,7 @@ func (r *Record) Encode() ([]byte, error) {
 			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
 			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch,
 			OfferSecret: s.OfferSecret.Reveal(), NextPresharedKey: s.NextPresharedKey.Reveal(), Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, Life: s.Life,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Life: s.Life,
 		})
 	}
 	return json.Marshal(v)
@@ -162,7 +165,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 			Resumes: s.Resumes, PrivateKey: secret.New(s.PrivateKey), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
 			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch,
 			OfferSecret: secret.New(s.OfferSecret), NextPresharedKey: secret.New(s.NextPresharedKey), Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, Life: s.Life,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Life: s.Life,
 		})
 	}
 	return r, nil

@@ -32,7 +32,7 @@ func TestNumbersWrap(t *testing.T) {
 	}
 	routes := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	for i := range 20 {
-		p.gateway.step(ChangeRoutes{p.gateway.m.sessions[0].LocalID, routes})
+		p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: routes})
 		p.node.step(RenewCertificate{session.NewID(), []byte("csr")})
 		if i%3 == 0 {
 			p.carry(i % 4)
@@ -55,7 +55,7 @@ func TestManyWaitForAResume(t *testing.T) {
 	p := established(t)
 	p.cut()
 	for range 300 {
-		p.gateway.step(ChangeRoutes{p.gateway.m.sessions[0].LocalID, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+		p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
 	}
 	if got := p.gateway.m.Pending(); got != 1 {
 		t.Errorf("%d messages wait for a resume, want the newest routes only", got)
@@ -73,11 +73,11 @@ func TestManyWaitForAResume(t *testing.T) {
 func TestSentRoutesAreNotSuperseded(t *testing.T) {
 	p := established(t)
 	id := p.gateway.m.sessions[0].LocalID
-	p.gateway.step(ChangeRoutes{id, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	p.gateway.step(ChangeRoutes{LocalID: id, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
 	p.carry(1) // it arrives, its acknowledgement does not
 	p.cut()
 	want := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	p.gateway.step(ChangeRoutes{id, want})
+	p.gateway.step(ChangeRoutes{LocalID: id, Routes: want})
 	p.connect()
 	p.carry(-1)
 	p.wantUp()
@@ -334,7 +334,7 @@ func TestResumeWhileTalking(t *testing.T) {
 		talk := func() {
 			held := p.gateway.out
 			p.gateway.out = nil
-			p.gateway.step(ChangeRoutes{p.gateway.m.sessions[0].LocalID, nil})
+			p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: nil})
 			p.node.step(RenewCertificate{session.NewID(), []byte("csr")})
 			p.carry(-1)
 			p.gateway.out = held

@@ -83,7 +83,7 @@ func TestConnForgetsAtLast(t *testing.T) {
 		e.connect()
 		e.open()
 		e.gateway.h.full.Store(true)
-		if err := e.gateway.Do(t.Context(), Stop{wire.Result{Code: wire.StopShuttingDown}}); err != nil {
+		if err := e.gateway.Do(t.Context(), Stop{Result: wire.Result{Code: wire.StopShuttingDown}}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -80,7 +80,7 @@ func (m *Machine) retime() {
 // openSession sends ICRQ.
 func (m *Machine) openSession(ev OpenSession) {
 	refuse := func(text string) {
-		m.do(SessionRefused{ev.Network, ev.Label, wire.Result{Code: wire.CDNCarrierLost, Text: text}, false})
+		m.do(SessionRefused{ev.Network, ev.Label, wire.Result{Code: wire.CDNCarrierLost, Text: text}, false, ev.RequestID})
 	}
 	if m.cfg.Role != Initiator || m.cur == nil {
 		refuse("the control connection is not established")
@@ -100,21 +100,22 @@ func (m *Machine) openSession(ev OpenSession) {
 		refuse(err.Error())
 		return
 	}
+	request := m.requestID(ev.RequestID)
 	m.sessions = append(m.sessions, &Session{
 		LocalID: id, State: session.WaitReply, Network: ev.Network, Label: ev.Label, Serial: ev.Serial,
-		PrivateKey: ev.PrivateKey, PublicKey: ev.PublicKey, Advertise: ev.Advertise,
+		PrivateKey: ev.PrivateKey, PublicKey: ev.PublicKey, Advertise: ev.Advertise, RequestID: request,
 	})
 	m.send(&wire.ICRQ{
 		LocalID: id, Serial: ev.Serial, PWType: wire.PWTypeWireGuard, RemoteEnd: ev.Network,
 		CircuitStatus: wire.CircuitStatus{Active: true, New: true},
-		PublicKey:     ev.PublicKey, Advertise: ev.Advertise,
+		PublicKey:     ev.PublicKey, Advertise: ev.Advertise, RequestID: request,
 		KeyProof: keyProof(shared, Initiator, m.cur.binding, [2]uint32{id, 0}, ev.PublicKey, []byte(ev.Network)),
 	})
 }
 
 // icrq takes a request for a session.
 func (m *Machine) icrq(q *wire.ICRQ) {
-	refuse := func(res wire.Result) { m.send(&wire.CDN{RemoteID: q.LocalID, Result: res}) }
+	refuse := func(res wire.Result) { m.send(&wire.CDN{RemoteID: q.LocalID, Result: res, RequestID: q.RequestID}) }
 	switch {
 	case m.cfg.Role != Responder:
 		refuse(wire.Result{Code: wire.CDNFSMError, Text: "an initiator takes no ICRQ"})
@@ -144,7 +145,7 @@ func (m *Machine) icrq(q *wire.ICRQ) {
 	}
 	m.sessions = append(m.sessions, &Session{
 		LocalID: id, RemoteID: q.LocalID, State: session.Idle, Network: q.RemoteEnd, Serial: q.Serial,
-		PeerKey: q.PublicKey, Advertise: q.Advertise,
+		PeerKey: q.PublicKey, Advertise: q.Advertise, RequestID: q.RequestID,
 	})
 	m.ask(AskSession{id, q})
 }
@@ -157,7 +158,7 @@ func (m *Machine) granted(ev Granted) {
 	}
 	if ev.Refusal != nil {
 		m.remove(s)
-		m.send(&wire.CDN{RemoteID: s.RemoteID, Result: *ev.Refusal})
+		m.send(&wire.CDN{RemoteID: s.RemoteID, Result: *ev.Refusal, RequestID: s.RequestID})
 		return
 	}
 	g := ev.Grant
@@ -166,8 +167,8 @@ func (m *Machine) granted(ev Granted) {
 		res := wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseLocal}
 		s.ID = g.ID
 		m.remove(s)
-		m.send(&wire.CDN{RemoteID: s.RemoteID, Result: res})
-		m.do(SessionDown{*s, res, false})
+		m.send(&wire.CDN{RemoteID: s.RemoteID, Result: res, RequestID: s.RequestID})
+		m.do(SessionDown{*s, res, false, s.RequestID})
 		return
 	}
 	s.ID, s.PublicKey, s.PrivateKey, s.PresharedKey = g.ID, g.PublicKey, g.PrivateKey, psk
@@ -184,11 +185,11 @@ func (m *Machine) setUp(ev SetUp) {
 	}
 	if ev.Refusal != nil {
 		m.remove(s)
-		m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: *ev.Refusal})
+		m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: *ev.Refusal, RequestID: s.RequestID})
 		if m.cfg.Role == Initiator {
-			m.do(SessionRefused{s.Network, s.Label, *ev.Refusal, false})
+			m.do(SessionRefused{s.Network, s.Label, *ev.Refusal, false, s.RequestID})
 		} else {
-			m.do(SessionDown{*s, *ev.Refusal, false})
+			m.do(SessionDown{*s, *ev.Refusal, false, s.RequestID})
 		}
 		return
 	}
@@ -209,8 +210,8 @@ func (m *Machine) reply(s *Session) {
 	if err != nil {
 		m.remove(s)
 		res := wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseKeyProof}
-		m.send(&wire.CDN{RemoteID: s.RemoteID, Result: res})
-		m.do(SessionDown{*s, res, false})
+		m.send(&wire.CDN{RemoteID: s.RemoteID, Result: res, RequestID: s.RequestID})
+		m.do(SessionDown{*s, res, false, s.RequestID})
 		return
 	}
 	s.State = session.WaitConnect
@@ -220,6 +221,7 @@ func (m *Machine) reply(s *Session) {
 		Session: s.ID, PublicKey: s.PublicKey, KeyEpoch: s.KeyEpoch,
 		KeyProof:  keyProof(shared, Responder, m.cur.binding, [2]uint32{s.RemoteID, s.LocalID}, s.PublicKey, append(s.ID[:], s.PeerKey[:]...)),
 		Addresses: s.Addresses, Peers: s.Peers, Routes: s.Routes, MTU: s.MTU, Timers: s.Timers, Lifetime: s.Lifetime,
+		RequestID: s.RequestID,
 	})
 }
 
@@ -279,25 +281,25 @@ func (m *Machine) iccn(c *wire.ICCN) {
 // cdn takes the end of a session from the peer.
 func (m *Machine) cdn(c *wire.CDN) {
 	if s := m.named(c.LocalID, c.RemoteID); s != nil {
-		m.end(s, c.Result, true)
+		m.end(s, c.Result, true, c.RequestID)
 	}
 }
 
 // disconnect ends a session from this side.
 func (m *Machine) disconnect(s *Session, res wire.Result) {
-	m.end(s, res, false)
+	m.end(s, res, false, session.ID{})
 	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: res})
 }
 
 // end removes a session and says so once, before anything is sent or saved: the
 // handler records the end with the Save that takes the session away.
-func (m *Machine) end(s *Session, res wire.Result, remote bool) {
+func (m *Machine) end(s *Session, res wire.Result, remote bool, request session.ID) {
 	waiting := s.State == session.WaitReply
-	down := SessionDown{m.view(s), res, remote}
+	down := SessionDown{m.view(s), res, remote, request}
 	m.remove(s)
 	m.dirty = true
 	if waiting {
-		m.do(SessionRefused{s.Network, s.Label, res, remote})
+		m.do(SessionRefused{s.Network, s.Label, res, remote, s.RequestID})
 		return
 	}
 	m.do(down)
@@ -308,8 +310,9 @@ func (m *Machine) closeSession(ev CloseSession) {
 	if s == nil {
 		return
 	}
-	m.end(s, ev.Result, false)
-	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: ev.Result, Statistics: ev.Statistics})
+	request := m.requestID(ev.RequestID)
+	m.end(s, ev.Result, false, request)
+	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: ev.Result, Statistics: ev.Statistics, RequestID: request})
 }
 
 // sli takes a change in a live session. Routes and deadlines are a gateway's to
@@ -326,7 +329,7 @@ func (m *Machine) sli(c *wire.SLI) {
 	if c.HasRoutes {
 		s.Routes = c.Routes
 		m.dirty = true
-		m.do(RoutesChanged{*s})
+		m.do(RoutesChanged{*s, c.RequestID})
 	}
 	m.lifeChanged(s, c)
 }
@@ -337,7 +340,7 @@ func (m *Machine) changeRoutes(ev ChangeRoutes) {
 		return
 	}
 	s.Routes = ev.Routes
-	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes})
+	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes, RequestID: m.requestID(ev.RequestID)})
 }
 
 // supersede puts sli in the place of one for the same session that waits for a

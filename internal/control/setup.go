@@ -125,7 +125,7 @@ func (m *Machine) setupMessage(l *link, p *wire.Packet) {
 func (m *Machine) setupRefused(l *link, res wire.Result) {
 	if !m.resuming() || m.cfg.Role == Initiator && res.Cause.Advice() != wire.RetryLater {
 		m.tell(&wire.StopCCN{AssignedID: m.rec.LocalID, Result: res}) // where the old transport lives
-		m.over(res, true, nil)
+		m.over(res, true, nil, session.ID{})
 		return
 	}
 	m.abandon(l, nil, fmt.Errorf("refused: %s", res.Describe(wire.TypeStopCCN)))
@@ -142,7 +142,7 @@ func (m *Machine) abandon(l *link, res *wire.Result, err error) {
 		if res != nil {
 			r = *res
 		}
-		m.over(r, false, err)
+		m.over(r, false, err, session.ID{})
 		return
 	}
 	m.next = nil
@@ -413,7 +413,7 @@ func (m *Machine) fsr(r *wire.FSR) {
 		if s := m.byRemote(p.LocalID); s != nil && s.State == session.Established {
 			m.remove(s)
 			m.dirty = true
-			m.do(SessionDown{m.view(s), wire.Result{Code: wire.CDNCarrierLost, Cause: wire.CauseUnknownResume}, true})
+			m.do(SessionDown{m.view(s), wire.Result{Code: wire.CDNCarrierLost, Cause: wire.CauseUnknownResume}, true, session.ID{}})
 		}
 	}
 }

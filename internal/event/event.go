@@ -39,13 +39,19 @@ const (
 
 // Event is one thing that happened. What does not apply is zero.
 type Event struct {
-	Time    time.Time
-	Kind    Kind
-	Session session.ID
-	Node    string
-	Network string
-	Cause   string
+	Time     time.Time
+	Kind     Kind
+	Session  session.ID
+	Node     string
+	Network  string
+	Cause    string
+	Request  session.ID // of the wish behind it: the same at both ends
+	From     string     // the address of a transport that came to carry the session
+	Counters *Counters  // final ones, of a session that is over
 }
+
+// Counters are a session's inner octets over its whole life.
+type Counters struct{ RxBytes, TxBytes uint64 }
 
 // historySize is how many events a Bus keeps for those who come late.
 const historySize = 1024

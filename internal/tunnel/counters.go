@@ -110,3 +110,8 @@ func (m *Manager) reportSilence() {
 		r.conn.Do(m.ctx, r.ev)
 	}
 }
+
+// event are the counters as an event tells them.
+func (c countersV1) event() event.Counters {
+	return event.Counters{RxBytes: c.RxBytes, TxBytes: c.TxBytes}
+}

@@ -48,6 +48,7 @@ type dialled struct {
 	failures int
 	reported time.Time // of a silent data path, last
 	keys     nodeKeys
+	request  session.ID    // of the last `up`, until a session is asked for
 	changed  chan struct{} // closed and made anew at each change, for those who wait
 }
 
@@ -232,7 +233,7 @@ func (t *dialled) setRefused(refused []prefix) {
 }
 
 // changeRoutesLocked follows the gateway's new routes.
-func (t *dialled) changeRoutesLocked(s control.Session) {
+func (t *dialled) changeRoutesLocked(s control.Session, request session.ID) {
 	t.session = &s
 	taken, refused := t.accept(&s)
 	err := errors.Join(
@@ -243,11 +244,12 @@ func (t *dialled) changeRoutesLocked(s control.Session) {
 		t.lastErr = err
 	}
 	t.setRefused(refused)
-	t.m.publish(event.Event{Kind: event.RoutesChanged, Session: s.ID, Network: s.Network})
+	t.record(s.ID, event.Event{Kind: event.RoutesChanged, Request: request})
 }
 
 // refusedLocked remembers why there is no session, and when to ask again.
-func (t *dialled) refusedLocked(res wire.Result, remote bool) {
+func (t *dialled) refusedLocked(a control.SessionRefused) {
+	res, remote := a.Result, a.Remote
 	t.lastErr, t.cause = errors.New(res.Describe(wire.TypeCDN)), res.Cause
 	if !remote && res.Text != "" {
 		t.lastErr = errors.New(res.Text) // our own words
@@ -258,15 +260,17 @@ func (t *dialled) refusedLocked(res wire.Result, remote bool) {
 	t.failures++
 	t.retryAt = time.Now().Add(backoff(t.failures))
 	t.set(session.Idle)
-	t.m.log.Warn(string(event.SessionRefused), event.KeyTunnel, t.cfg.Name, event.KeyCause, t.lastErr.Error())
-	t.m.publish(event.Event{Kind: event.SessionRefused, Network: t.cfg.Network, Cause: t.lastErr.Error()})
+	t.m.log.Warn(string(event.SessionRefused), event.KeyTunnel, t.cfg.Name, event.KeyCause, t.lastErr.Error(), event.Request(a.RequestID))
+	t.m.publish(event.Event{Kind: event.SessionRefused, Network: t.cfg.Network, Cause: t.lastErr.Error(), Request: a.RequestID})
 }
 
-// record logs a change of a tunnel's session and publishes it.
-func (t *dialled) record(kind event.Kind, id session.ID, cause string) {
-	t.m.log.Info(string(kind), event.KeyTunnel, t.cfg.Name, event.KeySession, id, event.KeyNetwork, t.cfg.Network,
-		event.KeyState, t.state, event.KeyCause, cause)
-	t.m.publish(event.Event{Kind: kind, Session: id, Node: t.m.cfg.Node.Name, Network: t.cfg.Network, Cause: cause})
+// record logs a change of a tunnel's session, once, publishes it and adds it to
+// the session's story.
+func (t *dialled) record(id session.ID, e event.Event) {
+	e.Session, e.Node, e.Network = id, t.m.cfg.Node.Name, t.cfg.Network
+	t.m.log.Info(string(e.Kind), event.KeyTunnel, t.cfg.Name, event.KeySession, id, event.KeyNetwork, t.cfg.Network,
+		event.KeyState, t.state, event.KeyCause, e.Cause, event.Request(e.Request), event.From(e.From), event.Bytes(e.Counters))
+	t.m.publish(e)
 }
 
 // oursLocked reports whether an interface is this daemon's; the caller holds

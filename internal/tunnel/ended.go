@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
@@ -70,6 +71,9 @@ func (p *peerConn) endingsLocked(live []control.Session) []*endedV1 {
 	return all
 }
 
+// killedCause is why a session was suspended that was not when its daemon ended.
+const killedCause = "the daemon was killed"
+
 // endings is endingsLocked for callers that do not hold gateway.mu.
 func (p *peerConn) endings(live []control.Session) []*endedV1 {
 	p.g.mu.Lock()
@@ -99,28 +103,42 @@ func (g *gateway) finalLocked(mb *member, cause string, counters countersV1) {
 	}
 }
 
-// trim keeps the records of ended sessions bounded.
-func (g *gateway) trim(context.Context) {
-	if err := g.m.journal.trimEnded(); err != nil {
-		g.m.log.Error("records of sessions not trimmed", event.KeyErr, err)
+// trim keeps bounded what is remembered of sessions that are over.
+func (m *Manager) trim(context.Context) {
+	if err := errors.Join(m.journal.trimEnded(), m.journal.trimStories()); err != nil {
+		m.log.Error("records of sessions not trimmed", event.KeyErr, err)
 	}
 }
 
 // ended finds the record of a session by a beginning of its id, newest first.
 func (j *journal) ended(match func(session.ID) bool) (found *endedV1, err error) {
-	err = j.each(bucketEnded, func(key string, b []byte) error {
-		_, text, _ := strings.Cut(key, "/")
-		if id, err := session.ParseID(text); err != nil || !match(id) {
-			return nil
+	err = j.eachEnd(func(id session.ID, b []byte) (err error) {
+		if match(id) {
+			found, err = decodeEnd(b)
 		}
-		var e endedV1
-		if err := decode(b, &e, &e.Version); err != nil {
-			return err
-		}
-		found = &e
-		return nil
+		return err
 	})
 	return found, err
+}
+
+// eachEnd walks the records of ends, oldest first, without reading them.
+func (j *journal) eachEnd(fn func(session.ID, []byte) error) error {
+	return j.each(bucketEnded, func(key string, b []byte) error {
+		_, text, _ := strings.Cut(key, "/")
+		id, err := session.ParseID(text)
+		if err != nil {
+			return err
+		}
+		return fn(id, b)
+	})
+}
+
+func decodeEnd(b []byte) (*endedV1, error) {
+	var e endedV1
+	if err := decode(b, &e, &e.Version); err != nil {
+		return nil, err
+	}
+	return &e, nil
 }
 
 // trimEnded forgets the oldest records beyond maxEnded.

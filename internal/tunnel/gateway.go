@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"tunneld/internal/api"
 	"tunneld/internal/auth"
 	"tunneld/internal/control"
 	"tunneld/internal/control/carrier"
@@ -108,10 +109,13 @@ func (g *gateway) restore() error {
 			mb.base = counters[s.ID]
 			mb.restoreLife(remaining)
 			mb.state, mb.since = session.Suspended, time.Now()
+			killed := c.record.SuspendedAt.IsZero() && s.State == session.Established
 			if err := n.pool.Restore(mb.lease()); err != nil {
 				g.m.log.Warn("session not restored", event.KeySession, s.ID, event.KeyErr, err)
 				g.members.remove(mb)
 				p.orphans = append(p.orphans, s.LocalID)
+			} else if killed {
+				g.record(mb, event.Event{Kind: event.SessionSuspended, Cause: killedCause})
 			}
 		}
 		p.conn = control.NewConn(control.Restore(g.config(c.record.LocalID), c.record), p, g.m.log.With(event.KeyNode, p.node))
@@ -168,7 +172,6 @@ func (g *gateway) start(ctx context.Context) error {
 		g.launch(ctx, p)
 	}
 	g.m.chores.add("revoked", g.cutRevoked)
-	g.m.chores.add("trim", g.trim)
 	srv := &carrier.Server{
 		Identity: g.carrierIdentity, Handler: g, Log: g.m.log,
 		Limits: carrier.Limits{Known: g.known},
@@ -267,6 +270,8 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		return
 	}
 	p.certificateTo(peer.NotAfter)
+	remote := c.RemoteAddr().String()
+	p.remote.Store(&remote)
 	g.seeTransport(c.RemoteAddr(), 1)
 	defer g.seeTransport(c.RemoteAddr(), -1)
 	gone, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first)
@@ -425,7 +430,7 @@ func (g *gateway) cutRevoked(ctx context.Context) {
 	}
 	g.mu.Unlock()
 	for _, p := range cut {
-		p.conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
+		p.conn.Do(ctx, control.Stop{RequestID: api.RequestOf(ctx), Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
 	}
 }
 

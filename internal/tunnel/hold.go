@@ -22,7 +22,7 @@ func (m *Manager) hold(ctx context.Context, name string, held bool) error {
 	m.mu.Lock()
 	t, err := m.tunnelLocked(name)
 	if err == nil && t.saved.Held != held {
-		err = t.holdLocked(held)
+		err = t.holdLocked(held, api.RequestOf(ctx))
 	}
 	m.mu.Unlock()
 	if err != nil {
@@ -34,7 +34,7 @@ func (m *Manager) hold(ctx context.Context, name string, held bool) error {
 
 // holdLocked stops the tunnel's packets and remembers that, or the other way
 // round.
-func (t *dialled) holdLocked(held bool) error {
+func (t *dialled) holdLocked(held bool, request session.ID) error {
 	if held && t.session == nil {
 		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q has no session to suspend: it is %v", t.cfg.Name, t.state), Hint: fmt.Sprintf("`tunnelctl up %s` begins one, `tunnelctl down %s` keeps any from beginning", t.cfg.Name, t.cfg.Name)}
 	}
@@ -53,7 +53,7 @@ func (t *dialled) holdLocked(held bool) error {
 		}
 	}
 	t.set(t.state) // wakes who waits
-	t.record(holdKind(held), t.session.ID, "")
+	t.record(t.session.ID, event.Event{Kind: holdKind(held), Request: request})
 	return nil
 }
 
@@ -78,7 +78,7 @@ func (t *dialled) tellHold(ctx context.Context) {
 	conn, s, held := t.link.conn, t.session, t.saved.Held
 	t.m.mu.Unlock()
 	if conn != nil && s != nil {
-		conn.Do(ctx, control.HoldSession{LocalID: s.LocalID, Held: held})
+		conn.Do(ctx, control.HoldSession{LocalID: s.LocalID, Held: held, RequestID: api.RequestOf(ctx)})
 	}
 }
 
@@ -119,8 +119,8 @@ func (mb *member) gate() engine.Gate {
 }
 
 // holdChanged follows the node's wish.
-func (p *peerConn) holdChanged(s control.Session) {
-	g := p.g
+func (p *peerConn) holdChanged(a control.HoldChanged) {
+	g, s := p.g, a.Session
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	mb := g.members.byID[s.ID]
@@ -132,5 +132,5 @@ func (p *peerConn) holdChanged(s control.Session) {
 	if err := mb.network.dev.SetGate(s.ID, mb.gate()); err != nil {
 		g.m.log.Error("gate not set", event.KeySession, s.ID, event.KeyErr, err)
 	}
-	g.record(mb, holdKind(s.Held), "")
+	g.record(mb, event.Event{Kind: holdKind(s.Held), Request: a.RequestID})
 }

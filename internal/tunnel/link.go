@@ -35,6 +35,7 @@ type link struct {
 	redial   bool   // the network changed: a new transport is wanted beside the old one
 	lastErr  error  // why the present attempt failed
 	reached  string // the gateway dialled last, HOST:PORT
+	local    string // our address towards it
 	failures int
 	running  bool
 	renewing *renewal
@@ -100,6 +101,9 @@ func (m *Manager) restoreLinks() error {
 				t.session, t.base = &s, counters[s.ID]
 				t.restoreLife(remaining)
 				t.state = session.Suspended
+				if c.record.SuspendedAt.IsZero() {
+					t.record(s.ID, event.Event{Kind: event.SessionSuspended, Cause: killedCause})
+				}
 			}
 		}
 	}
@@ -345,8 +349,9 @@ func (l *link) missing(wait *time.Duration) (open []control.OpenSession) {
 		t.set(session.WaitReply)
 		open = append(open, control.OpenSession{
 			Network: t.cfg.Network, Label: t.cfg.Name, Serial: l.serial,
-			PrivateKey: private, PublicKey: public, Advertise: t.cfg.Advertise,
+			PrivateKey: private, PublicKey: public, Advertise: t.cfg.Advertise, RequestID: t.request,
 		})
+		t.request = session.ID{}
 	}
 	return open
 }
@@ -400,7 +405,7 @@ func (l *link) dialOne(ctx context.Context, address string) error {
 		return err
 	}
 	l.m.mu.Lock()
-	l.lastErr, l.reached = nil, address
+	l.lastErr, l.reached, l.local = nil, address, c.LocalAddr().String()
 	l.m.mu.Unlock()
 	nc := counted{l.m.tracer.conn(c, true), &l.octets}
 	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, id, peer), nil)

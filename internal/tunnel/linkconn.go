@@ -76,13 +76,13 @@ func (c *linkConn) Notify(a control.Action) {
 		c.sessionUp(a.Session)
 	case control.SessionRefused:
 		if t := c.l.labelled(a.Label); t != nil {
-			t.refusedLocked(a.Result, a.Remote)
+			t.refusedLocked(a)
 		}
 	case control.SessionDown:
 		c.sessionDown(a)
 	case control.WasSuspended:
 		c.l.up, c.l.lastErr = false, a.Err
-		c.setStates(session.Suspended, event.SessionSuspended, cause(a.Err))
+		c.setStates(session.Suspended, event.Event{Kind: event.SessionSuspended, Cause: cause(a.Err)})
 		c.l.graceLocked()
 	case control.Resumed:
 		c.resumed(a.PeerRestarted)
@@ -90,7 +90,7 @@ func (c *linkConn) Notify(a control.Action) {
 		c.l.lastErr = a.Err
 	case control.RoutesChanged:
 		if t := c.l.labelled(a.Session.Label); t != nil && t.dev != nil {
-			t.changeRoutesLocked(a.Session)
+			t.changeRoutesLocked(a.Session, a.RequestID)
 		}
 	case control.LifetimeChanged:
 		if t := c.l.labelled(a.Session.Label); t != nil {
@@ -119,7 +119,7 @@ func (c *linkConn) sessionUp(s control.Session) {
 		c.l.m.log.Error("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 	}
 	t.set(session.Established)
-	t.record(event.SessionEstablished, s.ID, "")
+	t.record(s.ID, event.Event{Kind: event.SessionEstablished, Request: s.RequestID})
 }
 
 // sessionDown takes a session off the data plane. The interface stays while the
@@ -130,6 +130,7 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 		return
 	}
 	m := c.l.m
+	final := t.base.plus(statsOf(t.dev, a.Session.ID)).event()
 	if t.dev != nil {
 		if err := t.dev.Remove(a.Session.ID); err != nil {
 			m.log.Error("session not removed from the data plane", event.KeySession, a.Session.ID, event.KeyErr, err)
@@ -147,7 +148,7 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 		t.givenUp = a.Result.Cause.Advice() == wire.GiveUp
 		t.reproveLocked(a.Result.Cause)
 	}
-	t.record(event.SessionClosed, a.Session.ID, why)
+	t.record(a.Session.ID, event.Event{Kind: event.SessionClosed, Cause: why, Request: a.RequestID, Counters: &final})
 }
 
 // resumed goes on; a restarted gateway has lost its keypairs, so there is a
@@ -167,16 +168,16 @@ func (c *linkConn) resumed(peerRestarted bool) {
 		t.session.Resumes++
 		t.lastErr = nil
 	}
-	c.setStates(session.Established, event.SessionResumed, restartedCause(peerRestarted))
+	c.setStates(session.Established, event.Event{Kind: event.SessionResumed, Cause: restartedCause(peerRestarted), From: c.l.local})
 	c.l.provenLocked()
 }
 
 // setStates follows the control connection with the states of its sessions.
-func (c *linkConn) setStates(to session.State, kind event.Kind, cause string) {
+func (c *linkConn) setStates(to session.State, e event.Event) {
 	for _, t := range c.l.tunnels {
-		if t.session != nil && (t.state != to || kind == event.SessionResumed) {
+		if t.session != nil && (t.state != to || e.Kind == event.SessionResumed) {
 			t.set(to)
-			t.record(kind, t.session.ID, cause)
+			t.record(t.session.ID, e)
 		}
 	}
 }
@@ -201,7 +202,7 @@ func (c *linkConn) ended(a control.Ended) {
 			t.set(session.Idle)
 		}
 	}
-	c.l.m.log.Info("control connection closed", event.KeyPeer, c.l.key, event.KeyCause, why.Error())
+	c.l.m.log.Info("control connection closed", event.KeyPeer, c.l.key, event.KeyCause, why.Error(), event.Request(a.RequestID))
 }
 
 var _ control.Handler = (*linkConn)(nil)

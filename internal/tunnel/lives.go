@@ -89,7 +89,7 @@ func (g *gateway) lookLocked(mb *member, now bootTime, wall time.Time) (reached 
 	}
 	reached, near := mb.life.look(now, wall, st.RxPackets+st.TxPackets, mb.held)
 	if near != nil {
-		g.record(mb, event.SessionExpiring, expiring(near, now, wall))
+		g.record(mb, event.Event{Kind: event.SessionExpiring, Cause: expiring(near, now, wall)})
 	}
 	return reached
 }
@@ -133,7 +133,7 @@ func (t *dialled) lookLocked(now bootTime, wall time.Time) (reached *end) {
 	}
 	reached, near := l.look(now, wall, st.RxPackets+st.TxPackets, t.saved.Held)
 	if near != nil {
-		t.record(event.SessionExpiring, t.session.ID, expiring(near, now, wall))
+		t.record(t.session.ID, event.Event{Kind: event.SessionExpiring, Cause: expiring(near, now, wall)})
 	}
 	t.proveLocked(now)
 	if reached != nil && now.since(reached.at) < nodeSlack {

@@ -60,6 +60,7 @@ type Manager struct {
 	journal *journal
 	bus     event.Bus
 	chores  *chores
+	stories *stories
 	gateway *gateway // nil: this node listens to nobody
 
 	ctx   context.Context // of Run; ends when the daemon does
@@ -91,7 +92,7 @@ func New(o Options) (*Manager, error) {
 		}
 		m.tracer = &tracer{log: o.Log, trace: trace}
 	}
-	m.chores = newChores()
+	m.chores, m.stories = newChores(), newStories(m.journal, o.Log)
 	if err := m.loadTunnels(); err != nil {
 		return nil, err
 	}
@@ -102,7 +103,23 @@ func New(o Options) (*Manager, error) {
 		}
 		m.gateway = g
 	}
-	return m, nil
+	return m, m.stories.heal(m.liveSessions())
+}
+
+// liveSessions are those of both halves of this daemon.
+func (m *Manager) liveSessions() map[session.ID]bool {
+	live := map[session.ID]bool{}
+	for _, t := range m.tunnels {
+		if t.session != nil {
+			live[t.session.ID] = true
+		}
+	}
+	if m.gateway != nil {
+		for id := range m.gateway.members.byID {
+			live[id] = true
+		}
+	}
+	return live
 }
 
 // Run brings everything up and keeps it so until ctx ends. Then sessions are
@@ -118,6 +135,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		return err
 	}
 	m.wg.Go(func() { m.chores.run(ctx) })
+	m.chores.add("trim", m.trim)
 	if m.gateway != nil {
 		if err := m.gateway.start(ctx); err != nil {
 			return err
@@ -174,6 +192,7 @@ var errStopping = errors.New("tunnel: the daemon stops")
 // the journal.
 func (m *Manager) tearDown() {
 	m.saveCounters()
+	m.stories.write(context.Background())
 	if m.gateway != nil {
 		m.gateway.saveRests()
 	}
@@ -244,9 +263,10 @@ func (m *Manager) tick(ctx context.Context) {
 	for n := 1; ; n++ {
 		select {
 		case <-t.C:
-			if m.gateway != nil && n%trimTicks == 0 {
-				m.chores.add("trim", m.gateway.trim)
+			if n%trimTicks == 0 {
+				m.chores.add("trim", m.trim)
 			}
+			m.chores.add("stories", m.stories.write) // what could not be written before
 			m.saveCounters()
 			m.reportSilence()
 			m.renewCertificates()
@@ -256,8 +276,15 @@ func (m *Manager) tick(ctx context.Context) {
 	}
 }
 
-// publish records an event.
-func (m *Manager) publish(e event.Event) { m.bus.Publish(e) }
+// publish tells an event to whoever listens, and to the story of its session.
+func (m *Manager) publish(e event.Event) {
+	e.Time = time.Now()
+	m.bus.Publish(e)
+	if !e.Session.IsZero() {
+		m.stories.tell(e)
+		m.chores.add("stories", m.stories.write)
+	}
+}
 
 // carrierIdentity is how this node shows itself to a gateway, and whom it believes.
 func carrierIdentity(id auth.Identity, verify verifyFunc) carrier.Identity {

@@ -38,6 +38,7 @@ type daemon struct {
 	listen func(string) (net.Listener, error)
 	trace  io.Writer // nil: none
 	keys   KeyOptions
+	book   *book // of Info lines; nil: they are not kept
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -48,7 +49,7 @@ func (d *daemon) run() {
 	d.engine.SetPort(40443)
 	m, err := New(Options{
 		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys,
-		Log: slog.New(slog.NewTextHandler(d.t.Output(), nil)).With("node", d.cfg.Node.Name),
+		Log: slog.New(d.logHandler()).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {
 		d.t.Fatalf("New: %v", err)
@@ -61,6 +62,14 @@ func (d *daemon) run() {
 	case err := <-d.done:
 		d.t.Fatalf("Run: %v", err)
 	}
+}
+
+func (d *daemon) logHandler() slog.Handler {
+	text := slog.NewTextHandler(d.t.Output(), nil)
+	if d.book == nil {
+		return text
+	}
+	return slog.NewMultiHandler(text, slog.NewJSONHandler(d.book, nil))
 }
 
 // end stops the Manager as SIGTERM does.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"tunneld/internal/auth"
@@ -32,6 +33,16 @@ type peerConn struct {
 	orphans    []uint32       // sessions to be closed when it is launched
 	certTo     time.Time      // end of the node's newest certificate; gateway.mu guards it
 	provenAt   bootTime       // when its transport came to carry it; likewise
+
+	remote atomic.Pointer[string] // where its newest transport came from
+}
+
+// from is where the transport that carries the connection came from.
+func (p *peerConn) from() string {
+	if remote := p.remote.Load(); remote != nil {
+		return *remote
+	}
+	return ""
 }
 
 // Save makes the record durable.
@@ -129,8 +140,8 @@ func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 		grant, r = n.grantLocked(p)
 	}
 	if r != nil {
-		g.m.log.Warn("session refused", event.KeyNode, p.node, event.KeyNetwork, a.Request.RemoteEnd, event.KeyCause, r.Describe(wire.TypeCDN))
-		g.m.publish(event.Event{Kind: event.SessionRefused, Node: p.node, Network: a.Request.RemoteEnd, Cause: r.Describe(wire.TypeCDN)})
+		g.m.log.Warn("session refused", event.KeyNode, p.node, event.KeyNetwork, a.Request.RemoteEnd, event.KeyCause, r.Describe(wire.TypeCDN), event.Request(a.Request.RequestID))
+		g.m.publish(event.Event{Kind: event.SessionRefused, Node: p.node, Network: a.Request.RemoteEnd, Cause: r.Describe(wire.TypeCDN), Request: a.Request.RequestID})
 		return grant, r
 	}
 	for i := range a.Request.Advertise { // its own prefixes are no routes for it
@@ -147,7 +158,7 @@ func (g *gateway) replaceLocked(n *network, p *peerConn) {
 			continue
 		}
 		old := mb.conn
-		g.dropLocked(mb, "replaced by a new session of the same node")
+		g.dropLocked(mb, event.Event{Cause: "replaced by a new session of the same node"})
 		g.m.chores.add("replaced "+mb.id.String(), func(ctx context.Context) {
 			old.conn.Do(ctx, control.CloseSession{LocalID: mb.local, Result: *refusal(wire.CauseReplaced, "replaced by a new session")})
 		})
@@ -164,7 +175,7 @@ func (p *peerConn) SetUp(s control.Session) *wire.Result {
 	mb.state = session.WaitConnect
 	if err := n.dev.Add(mb.engineSession(engine.Closed)); err != nil {
 		g.m.log.Error("session has no data plane", event.KeySession, s.ID, event.KeyErr, err)
-		g.dropLocked(mb, "no data plane")
+		g.dropLocked(mb, event.Event{Cause: "no data plane", Request: s.RequestID})
 		return &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseLocal, Text: "the gateway's data plane refused the session"}
 	}
 	return nil
@@ -203,13 +214,13 @@ func (p *peerConn) Notify(a control.Action) {
 	case control.SessionDown:
 		p.sessionDown(a)
 	case control.WasSuspended:
-		p.setStates(session.Suspended, event.SessionSuspended, cause(a.Err))
+		p.setStates(session.Suspended, event.Event{Kind: event.SessionSuspended, Cause: cause(a.Err)})
 		p.suspended()
 	case control.Resumed:
-		p.setStates(session.Established, event.SessionResumed, restartedCause(a.PeerRestarted))
+		p.setStates(session.Established, event.Event{Kind: event.SessionResumed, Cause: restartedCause(a.PeerRestarted), From: p.from()})
 		p.proven(a.PeerRestarted)
 	case control.HoldChanged:
-		p.holdChanged(a.Session)
+		p.holdChanged(a)
 	case control.SessionRekeyed, control.RekeyFailed:
 		p.keyNotice(a)
 	case control.TroubleReported:
@@ -218,7 +229,7 @@ func (p *peerConn) Notify(a control.Action) {
 		log.Warn("resume with a spent proof", event.KeyCause, "the node's state may have been cloned")
 		g.m.publish(event.Event{Kind: event.ClonedState, Node: p.node})
 	case control.Ended:
-		log.Info("control connection closed", event.KeyCause, a.Result.Describe(wire.TypeStopCCN), event.KeyErr, a.Err)
+		log.Info("control connection closed", event.KeyCause, a.Result.Describe(wire.TypeStopCCN), event.KeyErr, a.Err, event.Request(a.RequestID))
 	}
 }
 
@@ -256,7 +267,7 @@ func (p *peerConn) sessionUp(s control.Session) {
 		}
 		g.announceLater(n)
 	}
-	g.record(mb, event.SessionEstablished, "")
+	g.record(mb, event.Event{Kind: event.SessionEstablished, Request: s.RequestID})
 }
 
 // announceLater tells the nodes of a network its present routes, soon.
@@ -264,16 +275,17 @@ func (g *gateway) announceLater(n *network) {
 	g.m.chores.add("routes "+n.cfg.Name, func(ctx context.Context) { g.announce(ctx, n) })
 }
 
-// record logs a change of a session's state and publishes it: the log is the
-// history.
-func (g *gateway) record(mb *member, kind event.Kind, cause string) {
-	g.m.log.Info(string(kind), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyNetwork, mb.network.cfg.Name,
-		event.KeyState, mb.state, event.KeyCause, cause)
-	g.m.publish(event.Event{Kind: kind, Session: mb.id, Node: mb.node, Network: mb.network.cfg.Name, Cause: cause})
+// record logs a change of a session's state, once, since the log is the history,
+// publishes it and adds it to the session's story.
+func (g *gateway) record(mb *member, e event.Event) {
+	e.Session, e.Node, e.Network = mb.id, mb.node, mb.network.cfg.Name
+	g.m.log.Info(string(e.Kind), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyNetwork, e.Network,
+		event.KeyState, mb.state, event.KeyCause, e.Cause, event.Request(e.Request), event.From(e.From), event.Bytes(e.Counters))
+	g.m.publish(e)
 }
 
 // setStates follows the control connection with the states of its sessions.
-func (p *peerConn) setStates(to session.State, kind event.Kind, cause string) {
+func (p *peerConn) setStates(to session.State, e event.Event) {
 	g := p.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -282,10 +294,10 @@ func (p *peerConn) setStates(to session.State, kind event.Kind, cause string) {
 			continue
 		}
 		mb.state, mb.since = to, time.Now()
-		if kind == event.SessionResumed {
+		if e.Kind == event.SessionResumed {
 			mb.resumes++
 		}
-		g.record(mb, kind, cause)
+		g.record(mb, e)
 	}
 }
 
@@ -295,17 +307,17 @@ func (p *peerConn) sessionDown(a control.SessionDown) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if mb := g.members.byID[a.Session.ID]; mb != nil {
-		g.dropLocked(mb, a.Result.Describe(wire.TypeCDN))
+		g.dropLocked(mb, event.Event{Cause: a.Result.Describe(wire.TypeCDN), Request: a.RequestID})
 	} else if n := g.network(a.Session.Network); n != nil {
 		n.pool.Cancel(a.Session.ID) // granted, and never set up
 	}
 }
 
 // dropLocked ends a session here: gate and keys, routes, addresses, record.
-func (g *gateway) dropLocked(mb *member, cause string) {
+func (g *gateway) dropLocked(mb *member, e event.Event) {
 	n := mb.network
 	final := g.countersLocked(mb)
-	g.finalLocked(mb, cause, final)
+	g.finalLocked(mb, e.Cause, final)
 	if err := n.dev.Remove(mb.id); err != nil {
 		g.m.log.Error("session not removed from the data plane", event.KeySession, mb.id, event.KeyErr, err)
 	}
@@ -319,9 +331,9 @@ func (g *gateway) dropLocked(mb *member, cause string) {
 		g.announceLater(n)
 	}
 	g.freeLocked(mb)
-	g.m.log.Info(string(event.SessionClosed), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyNetwork, n.cfg.Name,
-		event.KeyState, session.Closed, event.KeyCause, cause, event.KeyBytes, final.RxBytes+final.TxBytes)
-	g.m.publish(event.Event{Kind: event.SessionClosed, Session: mb.id, Node: mb.node, Network: n.cfg.Name, Cause: cause})
+	counters := final.event()
+	e.Kind, e.Counters = event.SessionClosed, &counters
+	g.record(mb, e)
 }
 
 // freeLocked gives the addresses back: they rest, and belong to the node.

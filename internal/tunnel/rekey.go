@@ -259,7 +259,7 @@ func (l *link) keyNoticeLocked(a control.Action) {
 		if t := l.labelled(a.Session.Label); t != nil && t.session != nil {
 			t.takeKeysLocked(a.Session)
 			t.keys = nodeKeys{due: after(time.Now(), t.m.keys.data)}
-			t.record(event.SessionRekeyed, a.Session.ID, epochText(a.Session.KeyEpoch))
+			t.record(a.Session.ID, event.Event{Kind: event.SessionRekeyed, Cause: epochText(a.Session.KeyEpoch)})
 		}
 	case control.RekeyFailed:
 		if t := l.labelled(a.Session.Label); t != nil && t.session != nil {
@@ -344,7 +344,7 @@ func (p *peerConn) keyNotice(a control.Action) {
 	switch a := a.(type) {
 	case control.SessionRekeyed:
 		if mb := g.setKeyLocked(a.Session); mb != nil {
-			g.record(mb, event.SessionRekeyed, epochText(a.Session.KeyEpoch))
+			g.record(mb, event.Event{Kind: event.SessionRekeyed, Cause: epochText(a.Session.KeyEpoch)})
 		}
 	case control.RekeyFailed:
 		if mb := g.setKeyLocked(a.Session); mb != nil {

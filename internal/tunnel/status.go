@@ -10,7 +10,6 @@ import (
 
 	"tunneld/internal/api"
 	"tunneld/internal/event"
-	"tunneld/internal/session"
 )
 
 // pathUDP is how packets travel; there is no other path yet.
@@ -119,94 +118,23 @@ func (mb *member) view(g *gateway) api.Session {
 	}
 }
 
-// Session shows one session, of either half of this daemon, with what is
-// remembered of it. A unique beginning of the id will do.
-func (m *Manager) Session(_ context.Context, id string) (api.SessionDetail, error) {
-	mb, t, err := m.find(id)
-	if err != nil {
-		if e, ok := m.findEnded(id); ok {
-			return m.endedDetail(e), nil
-		}
-		return api.SessionDetail{}, err
-	}
-	var d api.SessionDetail
-	if mb != nil {
-		m.gateway.mu.Lock()
-		d.Session, d.Advertise = mb.view(m.gateway), notNil(mb.advertise)
-		m.gateway.mu.Unlock()
-	} else {
-		m.mu.Lock()
-		d = t.detail()
-		m.mu.Unlock()
-	}
-	d.History = m.history(d.Session.Session)
-	return d, nil
-}
-
-// detail is a dialled session in the words of `session show`; the caller holds
-// Manager.mu.
-func (t *dialled) detail() api.SessionDetail {
-	v := t.view()
-	return api.SessionDetail{
-		Session: api.Session{
-			Session: *v.Session, Node: t.m.cfg.Node.Name, Network: t.session.Network, State: v.State, Addresses: v.Addresses,
-			Path: v.Path, Endpoint: v.Endpoint, KeyEpoch: v.KeyEpoch, Resumes: v.Resumes, LastHandshakeAt: v.LastHandshakeAt,
-			RxBytes: v.RxBytes, TxBytes: v.TxBytes, Since: v.Since, ExpiresAt: v.ExpiresAt,
-		},
-		Advertise: v.Advertise,
-	}
-}
-
-// history is what is remembered of a session, oldest first.
-func (m *Manager) history(id string) []api.Event {
-	past, _, cancel := m.bus.Subscribe()
-	cancel()
-	history := []api.Event{}
-	for _, e := range past {
-		if !e.Session.IsZero() && e.Session.String() == id {
-			history = append(history, eventView(e))
-		}
-	}
-	return history
-}
-
-// matcher reports whether a session's id begins with id.
-func matcher(id string) func(session.ID) bool {
-	return func(s session.ID) bool { return len(id) >= 4 && len(id) <= 36 && s.String()[:len(id)] == id }
-}
-
-// findEnded looks for a session of this gateway that is over.
-func (m *Manager) findEnded(id string) (*endedV1, bool) {
-	if m.gateway == nil {
-		return nil, false
-	}
-	e, err := m.journal.ended(matcher(id))
-	if err != nil {
-		m.log.Error("records of sessions not read", event.KeyErr, err)
-	}
-	return e, err == nil && e != nil
-}
-
-// endedDetail is a session that is over in the words of `session show`.
-func (m *Manager) endedDetail(e *endedV1) api.SessionDetail {
-	d := api.SessionDetail{
-		Session: api.Session{
-			Session: e.Session.String(), Node: e.Node, Network: e.Network, State: session.Closed.String(), Addresses: notNil(e.Addresses),
-			Resumes: e.Resumes, RxBytes: e.Counters.RxBytes, TxBytes: e.Counters.TxBytes, Since: &e.EndedAt,
-		},
-		Advertise: []prefix{}, History: m.history(e.Session.String()),
-	}
-	if len(d.History) == 0 { // of an earlier process: what the record says
-		d.History = append(d.History, eventView(event.Event{Time: e.EndedAt, Kind: event.SessionClosed, Session: e.Session, Node: e.Node, Network: e.Network, Cause: e.Cause}))
-	}
-	return d
-}
-
 // find looks a session up among those of the gateway and those that this node
 // dialled.
 func (m *Manager) find(id string) (*member, *dialled, error) {
-	var members []*member
-	var tunnels []*dialled
+	members, tunnels := m.live(id)
+	switch {
+	case len(members) == 1 && len(tunnels) == 0:
+		return members[0], nil, nil
+	case len(tunnels) == 1 && len(members) == 0:
+		return nil, tunnels[0], nil
+	case len(members)+len(tunnels) > 1:
+		return nil, nil, &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("%d sessions begin with %q", len(members)+len(tunnels), id), Hint: "give more of the id; `tunnelctl sessions` lists them"}
+	}
+	return nil, nil, &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("no session %q", id), Hint: "`tunnelctl sessions` lists those of this gateway, `tunnelctl status` this node's own"}
+}
+
+// live are the sessions whose ids begin with id.
+func (m *Manager) live(id string) (members []*member, tunnels []*dialled) {
 	match := matcher(id)
 	if g := m.gateway; g != nil {
 		g.mu.Lock()
@@ -224,15 +152,7 @@ func (m *Manager) find(id string) (*member, *dialled, error) {
 		}
 	}
 	m.mu.Unlock()
-	switch {
-	case len(members) == 1 && len(tunnels) == 0:
-		return members[0], nil, nil
-	case len(tunnels) == 1 && len(members) == 0:
-		return nil, tunnels[0], nil
-	case len(members)+len(tunnels) > 1:
-		return nil, nil, &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("%d sessions begin with %q", len(members)+len(tunnels), id), Hint: "give more of the id; `tunnelctl sessions` lists them"}
-	}
-	return nil, nil, &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("no session %q", id), Hint: "`tunnelctl sessions` lists those of this gateway, `tunnelctl status` this node's own"}
+	return members, tunnels
 }
 
 // Events returns the remembered events and, with follow, those after them.
@@ -277,6 +197,13 @@ func eventView(e event.Event) api.Event {
 	v := api.Event{Time: e.Time, Event: string(e.Kind), Node: maybe(e.Node), Network: maybe(e.Network), Cause: maybe(e.Cause)}
 	if !e.Session.IsZero() {
 		v.Session = maybe(e.Session.String())
+	}
+	if !e.Request.IsZero() {
+		v.Request = maybe(e.Request.String())
+	}
+	v.From = maybe(e.From)
+	if e.Counters != nil {
+		v.RxBytes, v.TxBytes = &e.Counters.RxBytes, &e.Counters.TxBytes
 	}
 	return v
 }

@@ -30,6 +30,7 @@ func (m *Manager) Up(ctx context.Context, name string, wait time.Duration) (api.
 		return api.Tunnel{}, err
 	}
 	err = t.wantLocked(true)
+	t.request = api.RequestOf(ctx)
 	if err == nil {
 		err = t.mendLocked()
 	}
@@ -183,7 +184,7 @@ func (t *dialled) close(ctx context.Context) {
 	}
 	t.m.mu.Unlock()
 	if s != nil && conn != nil {
-		conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Statistics: last, Result: wire.Result{
+		conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Statistics: last, RequestID: api.RequestOf(ctx), Result: wire.Result{
 			Code: wire.CDNAdministrative, Cause: wire.CauseUser}})
 	}
 	t.m.mu.Lock()
@@ -288,7 +289,7 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	}
 	res := wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseAdministrator, Text: reason}
 	if mb != nil {
-		return mb.conn.conn.Do(ctx, control.CloseSession{LocalID: mb.local, Result: res, Statistics: m.gateway.statistics(mb)})
+		return mb.conn.conn.Do(ctx, control.CloseSession{LocalID: mb.local, Result: res, Statistics: m.gateway.statistics(mb), RequestID: api.RequestOf(ctx)})
 	}
 	m.mu.Lock()
 	conn, s := t.link.conn, t.session
@@ -296,7 +297,7 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	if conn == nil || s == nil {
 		return &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("no session %q", id)}
 	}
-	return conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: res})
+	return conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: res, RequestID: api.RequestOf(ctx)})
 }
 
 func (g *gateway) statistics(mb *member) *wire.Statistics {
@@ -342,8 +343,8 @@ func (m *Manager) Invite(ctx context.Context, q api.InviteRequest) (api.InviteRe
 	if err != nil {
 		return api.InviteReply{}, failed(err)
 	}
-	m.log.Info("node invited", event.KeyNode, q.Node)
-	m.publish(event.Event{Kind: event.NodeInvited, Node: q.Node})
+	m.log.Info("node invited", event.KeyNode, q.Node, event.Request(api.RequestOf(ctx)))
+	m.publish(event.Event{Kind: event.NodeInvited, Node: q.Node, Request: api.RequestOf(ctx)})
 	return api.InviteReply{Code: line, ExpiresAt: code.ExpiresAt}, nil
 }
 
@@ -437,8 +438,8 @@ func (m *Manager) RevokeNode(ctx context.Context, name string) error {
 		return failed(err)
 	}
 	g.cutRevoked(ctx)
-	m.log.Info("node revoked", event.KeyNode, name)
-	m.publish(event.Event{Kind: event.NodeRevoked, Node: name})
+	m.log.Info("node revoked", event.KeyNode, name, event.Request(api.RequestOf(ctx)))
+	m.publish(event.Event{Kind: event.NodeRevoked, Node: name, Request: api.RequestOf(ctx)})
 	return nil
 }
 

@@ -20,6 +20,7 @@ const (
 	BootID   = "11111111-2222-4333-8444-555555555555"
 	HomeID   = "0b6f5a52-76a7-4c31-9a0e-0d6c2f6f9a10" // session of tunnel home
 	BranchID = "5d3a8c1e-9f20-4b77-8e55-3c1d2e4f5a6b" // session of node branch
+	WishID   = "7e1f0a3c-52b8-4d19-8c6e-2f4a9b0d1e37" // request that began it
 
 	Denied = "denied" // is answered with api.NotAllowed
 	Broken = "broken" // is answered with an error that is no *api.Error
@@ -156,14 +157,22 @@ func (m *Manager) Session(ctx context.Context, id string) (api.SessionDetail, er
 	if id != BranchID {
 		return api.SessionDetail{}, noSuch("session", id, "")
 	}
-	return api.SessionDetail{Session: branch(), History: past()}, nil
+	return api.SessionDetail{Session: branch(), History: story()}, nil
 }
 
 func past() []api.Event {
 	return []api.Event{
-		{Time: Start, Event: "session-established", Session: new(BranchID), Node: new("branch"), Network: new("office")},
+		{Time: Start, Event: "session-established", Session: new(BranchID), Node: new("branch"), Network: new("office"), Request: new(WishID)},
 		{Time: Start.Add(1500 * time.Millisecond), Event: "session-suspended", Session: new(BranchID), Node: new("branch"), Network: new("office"), Cause: new("transport lost: connection reset")},
 	}
+}
+
+// story is what happened to the branch's session since.
+func story() []api.Event {
+	return append(past(),
+		api.Event{Time: Start.Add(2 * time.Second), Event: "session-resumed", Session: new(BranchID), Node: new("branch"), Network: new("office"), From: new("198.51.100.9:41234"), Cause: new("peer was restarted")},
+		api.Event{Time: Start.Add(3 * time.Second), Event: "session-rekeyed", Session: new(BranchID), Node: new("branch"), Network: new("office"), Cause: new("key epoch 1")},
+		api.Event{Time: Start.Add(4 * time.Second), Event: "session-closed", Session: new(BranchID), Node: new("branch"), Network: new("office"), Cause: new("ended by an administrator"), RxBytes: new(uint64(10)), TxBytes: new(uint64(20)), Request: new(WishID)})
 }
 
 // KillSession knows BranchID.

@@ -95,6 +95,7 @@ type SCCCN struct{}
 type StopCCN struct {
 	AssignedID uint32 // 0: absent
 	Result     Result
+	RequestID  session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
 }
 
 // Hello asks the peer's control path for a sign of life.
@@ -114,6 +115,7 @@ type ICRQ struct {
 	PublicKey         [32]byte // WireGuard, made for this session
 	KeyProof          [32]byte
 	Advertise         []netip.Prefix
+	RequestID         session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
 }
 
 // ICRP grants a session.
@@ -130,6 +132,7 @@ type ICRP struct {
 	MTU               uint16
 	Timers            Timers
 	Lifetime          Lifetime
+	RequestID         session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
 }
 
 // Timers are what a network asks of its sessions.
@@ -150,6 +153,7 @@ type CDN struct {
 	LocalID, RemoteID uint32 // LocalID 0: none was assigned
 	Result            Result
 	Statistics        *Statistics
+	RequestID         session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
 }
 
 // SLI tells of a change in a live session.
@@ -159,7 +163,8 @@ type SLI struct {
 	// HasRoutes says that Routes, also when empty, replaces the routes of the session.
 	HasRoutes bool
 	Routes    []netip.Prefix
-	Lifetime  *Lifetime // in the place of the one before; nil: no change
+	Lifetime  *Lifetime  // in the place of the one before; nil: no change
+	RequestID session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
 }
 
 // WEN tells of trouble on the data path, at most once in 60 s.

@@ -80,7 +80,7 @@ var (
 	avpTimers         = vendor(18, "Timers", mBit, timers)
 	avpStatistics     = vendor(19, "Statistics", noMBit, statistics)
 	avpCause          = vendor(20, "Cause", noMBit, cause)
-	avpRequestID      = vendor(21, "Request ID", mBit, uuid)
+	avpRequestID      = vendor(21, "Request ID", noMBit, uuid)
 	avpCSR            = vendor(22, "Certificate Request", mBit, chunk)
 	avpCertificate    = vendor(23, "Certificate", mBit, chunk)
 	avpEncapsulation  = vendor(24, "Encapsulation Key", mBit, chunk)

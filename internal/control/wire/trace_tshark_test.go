@@ -267,8 +267,8 @@ func wantAVPs(t *testing.T, m Message) []string {
 		return slices.Concat(wantStart(m.HostName, m.RouterID, m.AssignedID, m.Pseudowires, m.ReceiveWindow),
 			wantVendor(m.VendorName), wantProfile(m.Profile), wantFailover(m.Failover), wantProof(m.Proof, m.Cursor))
 	case *StopCCN:
-		return append(when(m.AssignedID != 0, func() string { return std(61, mandatory, 4, "assigned_control_conn_id", m.AssignedID) }),
-			wantResult(m.Result)...)
+		return slices.Concat(when(m.AssignedID != 0, func() string { return std(61, mandatory, 4, "assigned_control_conn_id", m.AssignedID) }),
+			wantResult(m.Result), wantRequest(m.RequestID))
 	case *SCCCN, *Hello, *ACK:
 		return nil
 	case *ICRQ:
@@ -278,7 +278,7 @@ func wantAVPs(t *testing.T, m Message) []string {
 	case *ICCN:
 		return append(wantIDs(m.LocalID, m.RemoteID), wantCircuit(m.CircuitStatus))
 	case *CDN:
-		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), wantResult(m.Result), wantStatistics(m.Statistics))
+		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), wantResult(m.Result), wantStatistics(m.Statistics), wantRequest(m.RequestID))
 	case *WEN:
 		e := m.CircuitErrors
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{std(34, optional, 26, "crc_errors", 0, "framing_errors", 0,
@@ -288,13 +288,13 @@ func wantAVPs(t *testing.T, m Message) []string {
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID),
 			when(m.CircuitStatus != nil, func() string { return wantCircuit(*m.CircuitStatus) }),
 			when(m.HasRoutes, func() string { return own(16, mandatory, "") }), wantPrefixes(15, m.Routes),
-			when(m.Lifetime != nil, func() string { return wantLifetime(*m.Lifetime) }))
+			when(m.Lifetime != nil, func() string { return wantLifetime(*m.Lifetime) }), wantRequest(m.RequestID))
 	case *FSQ:
 		return wantPairs(m.Sessions)
 	case *FSR:
 		return wantPairs(m.Sessions)
 	case *CertRequest:
-		return append([]string{own(21, mandatory, "%s", hexID(m.RequestID))}, wantParts(22, m.CSR)...)
+		return append(wantRequest(m.RequestID), wantParts(22, m.CSR)...)
 	case *KeyRequest:
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID),
 			[]string{own(10, mandatory, "%08x", m.KeyEpoch), own(4, mandatory, "%x", m.KeyShare[:])}, wantParts(24, m.EncapsulationKey))
@@ -304,7 +304,7 @@ func wantAVPs(t *testing.T, m Message) []string {
 	case *KeyChanged:
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{own(10, mandatory, "%08x", m.KeyEpoch)}, wantMaybe(m.Result))
 	case *CertReply:
-		lines := append([]string{own(21, mandatory, "%s", hexID(m.RequestID))}, wantParts(23, m.Certificate)...)
+		lines := append(wantRequest(m.RequestID), wantParts(23, m.Certificate)...)
 		if m.Result != nil {
 			lines = append(lines, wantResult(*m.Result)...)
 		}
@@ -312,6 +312,10 @@ func wantAVPs(t *testing.T, m Message) []string {
 	}
 	t.Fatalf("%T is a message that this test does not know: say here what a dissector must see of it", m)
 	return nil
+}
+
+func wantRequest(id session.ID) []string {
+	return when(!id.IsZero(), func() string { return own(21, optional, "%s", hexID(id)) })
 }
 
 // wantMaybe is wantResult of a result that may be absent.
@@ -329,7 +333,7 @@ func wantICRQ(m *ICRQ) []string {
 		std(66, mandatory, len(m.RemoteEnd), "remote_end_id", m.RemoteEnd),
 		wantCircuit(m.CircuitStatus),
 	}, when(m.TieBreaker != 0, func() string { return std(5, mandatory, 8, "tie_breaker", fmt.Sprintf("0x%016x", m.TieBreaker)) }),
-		[]string{own(8, mandatory, "%x", m.PublicKey[:]), own(9, mandatory, "%s", zeros)}, wantPrefixes(12, m.Advertise))
+		[]string{own(8, mandatory, "%x", m.PublicKey[:]), own(9, mandatory, "%s", zeros)}, wantPrefixes(12, m.Advertise), wantRequest(m.RequestID))
 }
 
 func wantICRP(m *ICRP) []string {
@@ -342,7 +346,7 @@ func wantICRP(m *ICRP) []string {
 		when(m.Timers != Timers{}, func() string {
 			return own(18, mandatory, "%08x%04x%08x", m.Timers.Hello.Milliseconds(), m.Timers.Misses, m.Timers.Grace.Milliseconds())
 		}),
-		when(m.Lifetime != Lifetime{}, func() string { return wantLifetime(m.Lifetime) }))
+		when(m.Lifetime != Lifetime{}, func() string { return wantLifetime(m.Lifetime) }), wantRequest(m.RequestID))
 }
 
 func wantLifetime(l Lifetime) string {

@@ -287,7 +287,7 @@ func TestJSONKeys(t *testing.T) {
 	for line := range strings.Lines(w.ctl(w.hq, "--json", "events")) {
 		var event map[string]any
 		w.check(json.Unmarshal([]byte(line), &event))
-		wantKeys(t, "event", event, "time event session node network cause")
+		wantKeys(t, "event", event, "time event session node network cause request from rx_bytes tx_bytes")
 	}
 	tunnel := tunnels[0].(map[string]any)
 	for _, key := range []string{"rx_bytes", "tx_bytes"} {
