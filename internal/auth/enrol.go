@@ -110,7 +110,7 @@ func enrolMAC(sec secret.Value, export Exporter, id InviteID, csr []byte) ([]byt
 
 // JoinKey returns the key with which to use an invite: a fresh one, or the one
 // of an earlier try. A used invite gives its certificate to that key only, so
-// the key is on disk before the first request; Joined drops it.
+// the key is on disk before the first request; Joined and ForgetJoin drop it.
 func JoinKey(st store.Store, code Code) (crypto.Signer, error) {
 	var key crypto.Signer
 	err := st.Update(func(tx store.Tx) error {
@@ -147,6 +147,18 @@ func Joined(tx store.Tx, code Code, id Identity) error {
 		return err
 	}
 	return tx.Delete(bucketJoining, code.ID.String())
+}
+
+// Refused reports whether err, of Enrol, says that the invite gives nothing any
+// more: only another one helps.
+func Refused(err error) bool {
+	return errors.Is(err, ErrInviteRefused) || errors.Is(err, ErrInviteExpired) || errors.Is(err, ErrInviteUsed) ||
+		errors.Is(err, ErrInviteWithdrawn) || errors.Is(err, ErrRevoked)
+}
+
+// ForgetJoin drops JoinKey's copy of the key for an invite that is of no use.
+func ForgetJoin(st store.Store, code Code) error {
+	return st.Update(func(tx store.Tx) error { return tx.Delete(bucketJoining, code.ID.String()) })
 }
 
 // Enrol is the node's side, on a stream whose other end passed

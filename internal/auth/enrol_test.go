@@ -201,6 +201,9 @@ func TestEnrolRefusals(t *testing.T) {
 			if !errors.Is(r.err, c.want) || !errors.Is(r.refused, c.want) {
 				t.Errorf("the node sees %v, the gateway %v, want %v", r.err, r.refused, c.want)
 			}
+			if !Refused(r.err) {
+				t.Errorf("Refused(%v) = false", r.err)
+			}
 			if after, _ := h.List(); !reflect.DeepEqual(before, after) {
 				t.Errorf("the refusal changed the registry: %v, was %v", after, before)
 			}
