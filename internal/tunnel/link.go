@@ -296,7 +296,7 @@ func (l *link) ask(ctx context.Context, conn *control.Conn) time.Duration {
 	for _, s := range l.unwanted(conn.View().Sessions) {
 		conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseUser}})
 	}
-	for _, open := range l.missing(&wait) {
+	for _, open := range l.missing(conn.View().PeerID, &wait) {
 		if err := conn.Do(ctx, open); err != nil {
 			l.notAsked(open.Label)
 			wait = backoffQuick
@@ -328,8 +328,8 @@ func (l *link) notAsked(label string) {
 }
 
 // missing prepares a request for each tunnel that wants a session, has none,
-// asks for none and may ask now.
-func (l *link) missing(wait *time.Duration) (open []control.OpenSession) {
+// asks for none and may ask gateway now.
+func (l *link) missing(gateway session.ID, wait *time.Duration) (open []control.OpenSession) {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
 	for _, t := range l.tunnels {
@@ -338,6 +338,12 @@ func (l *link) missing(wait *time.Duration) (open []control.OpenSession) {
 		}
 		if left := time.Until(t.retryAt); left > 0 {
 			*wait = min(*wait, left)
+			continue
+		}
+		if other := l.twinLocked(t, gateway); other != nil {
+			t.lastErr, t.cause, t.givenUp = &twinError{other.cfg.Name, t.cfg.Network}, wire.CauseNone, true
+			t.set(session.Idle)
+			l.m.log.Warn("tunnel not begun", event.KeyTunnel, t.cfg.Name, event.KeyErr, t.lastErr)
 			continue
 		}
 		private, public, err := newKeyPair()
