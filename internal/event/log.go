@@ -20,6 +20,7 @@ const (
 	KeyState   = "state"
 	KeyFrom    = "from"
 	KeyEvent   = "event"
+	KeyBoot    = "boot_id"
 	KeyCause   = "cause"
 	KeyCode    = "code"
 	KeyErr     = "err"

@@ -158,7 +158,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.wg.Go(func() { m.watchKeys(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
 	close(m.ready)
-	m.log.Info("daemon started", event.KeyNode, m.cfg.Node.Name, event.KeyEvent, m.bootID)
+	m.log.Info("daemon started", event.KeyNode, m.cfg.Node.Name, event.KeyBoot, m.bootID)
 	var fatal <-chan error
 	if m.gateway != nil {
 		fatal = m.gateway.failed
