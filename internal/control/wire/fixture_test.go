@@ -63,13 +63,14 @@ func full() []Message {
 			Proof: &Proof{Generation: 8, Attempt: 9, MAC: octetsFrom(10)}, Cursor: &Cursor{Ns: 12, Nr: 11},
 		},
 		&SCCCN{},
-		&StopCCN{AssignedID: 1, Result: result, RequestID: idFrom(2)},
+		&StopCCN{AssignedID: 1, RequestID: idFrom(2), Result: Result{Code: StopError, Error: ErrorTryNamed, Cause: CauseDraining, Text: "until noon"}, Gateways: []string{"gw-2.example:443", "[2001:db8::3]:8443"}},
 		&Hello{},
 		&ACK{},
 		&ICRQ{
 			LocalID: 1, Serial: 2, PWType: PWTypeWireGuard, RemoteEnd: "büro", TieBreaker: 3,
 			CircuitStatus: CircuitStatus{Active: true, New: true}, PublicKey: octetsFrom(4), KeyProof: octetsFrom(5),
 			Advertise: prefixes("10.20.0.0/16", "fd20::/48", "0.0.0.0/0", "10.1.2.3/32", "::/0"), RequestID: idFrom(6),
+			Ticket: bytes.Repeat([]byte("ticket"), 300), KeyEpoch: 6,
 		},
 		&ICRP{
 			LocalID: 1, RemoteID: 2, CircuitStatus: CircuitStatus{Active: true, New: true}, Session: idFrom(3),
@@ -89,6 +90,8 @@ func full() []Message {
 		&KeyRequest{LocalID: 1, RemoteID: 2, KeyEpoch: 3, KeyShare: octetsFrom(4), EncapsulationKey: bytes.Repeat([]byte{5}, mlkem.EncapsulationKeySize768)},
 		&KeyReply{LocalID: 1, RemoteID: 2, KeyEpoch: 3, KeyShare: octetsFrom(4), Ciphertext: bytes.Repeat([]byte{5}, mlkem.CiphertextSize768)},
 		&KeyChanged{LocalID: 1, RemoteID: 2, KeyEpoch: 3, Result: &result},
+		&Ticket{LocalID: 1, RemoteID: 2, Ticket: bytes.Repeat([]byte("ticket"), 300)},
+		&Drain{Leaving: true, Gateways: []string{"gw-2.example:443", "[2001:db8::3]:8443"}, Delay: 1500 * time.Millisecond},
 	}
 }
 
@@ -115,6 +118,8 @@ func least() []Message {
 		&CertReply{RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative, Cause: CauseCertificate}},
 		&KeyReply{LocalID: 1, RemoteID: 2, Result: &Result{Code: CDNError}},
 		&KeyChanged{LocalID: 1, RemoteID: 2},
+		&Ticket{LocalID: 1, RemoteID: 2, Ticket: []byte{1}},
+		&Drain{},
 		&UnknownMessage{Vendor: 9, Number: 1},
 	}
 }

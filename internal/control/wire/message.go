@@ -95,7 +95,8 @@ type SCCCN struct{}
 type StopCCN struct {
 	AssignedID uint32 // 0: absent
 	Result     Result
-	RequestID  session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
+	RequestID  session.ID `json:",omitzero"`  // the wish behind it: docs/protocol.md, "Requests"
+	Gateways   []string   `json:",omitempty"` // HOST:PORT, to be tried instead; only with ErrorTryNamed
 }
 
 // Hello asks the peer's control path for a sign of life.
@@ -115,7 +116,9 @@ type ICRQ struct {
 	PublicKey         [32]byte // WireGuard, made for this session
 	KeyProof          [32]byte
 	Advertise         []netip.Prefix
-	RequestID         session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
+	RequestID         session.ID `json:",omitzero"`  // the wish behind it: docs/protocol.md, "Requests"
+	Ticket            []byte     `json:",omitempty"` // of a session that is to be rebuilt; else empty
+	KeyEpoch          uint32     `json:",omitempty"` // with Ticket: the one that begins
 }
 
 // ICRP grants a session.

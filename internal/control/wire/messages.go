@@ -59,14 +59,15 @@ var specs = byType(
 		mayPoint(avpCursor, func(m *SCCRP) **Cursor { return &m.Cursor }),
 	),
 	define[SCCCN](nil),
-	define[StopCCN](nil,
+	define((*StopCCN).check,
 		may(avpAssignedID, func(m *StopCCN) *uint32 { return &m.AssignedID }),
 		result(true, func(m *StopCCN, _ bool) *Result { return &m.Result }),
 		may(avpRequestID, func(m *StopCCN) *session.ID { return &m.RequestID }),
+		list(avpTryGateway, func(m *StopCCN) *[]string { return &m.Gateways }),
 	),
 	define[Hello](nil),
 	define[ACK](nil),
-	define[ICRQ](nil,
+	define((*ICRQ).check,
 		must(avpLocalID, func(m *ICRQ) *uint32 { return &m.LocalID }),
 		must(avpNoRemoteID, func(m *ICRQ) *uint32 { return &m.RemoteID }),
 		must(avpSerial, func(m *ICRQ) *uint32 { return &m.Serial }),
@@ -78,6 +79,8 @@ var specs = byType(
 		must(avpKeyProof, func(m *ICRQ) *[32]byte { return &m.KeyProof }),
 		list(avpAdvertise, func(m *ICRQ) *[]netip.Prefix { return &m.Advertise }),
 		may(avpRequestID, func(m *ICRQ) *session.ID { return &m.RequestID }),
+		chunked(avpTicket, false, func(m *ICRQ) *[]byte { return &m.Ticket }),
+		may(avpKeyEpoch, func(m *ICRQ) *uint32 { return &m.KeyEpoch }),
 	),
 	define[ICRP](nil,
 		must(avpLocalID, func(m *ICRP) *uint32 { return &m.LocalID }),
@@ -138,7 +141,7 @@ var specs = byType(
 			return m.Result
 		}),
 	),
-	keyRequestSpec, keyReplySpec, keyChangedSpec,
+	keyRequestSpec, keyReplySpec, keyChangedSpec, ticketSpec, drainSpec,
 )
 
 func byType(list ...*spec) map[MessageType]*spec {

@@ -34,6 +34,8 @@ const (
 	TypeKeyRequest  = vendorType | 3
 	TypeKeyReply    = vendorType | 4
 	TypeKeyChanged  = vendorType | 5
+	TypeTicket      = vendorType | 6
+	TypeDrain       = vendorType | 7
 )
 
 // VendorID marks our AVPs and messages: the number kept for documentation (RFC
@@ -92,6 +94,7 @@ const (
 	ErrorVendor       ErrorCode = 6
 	ErrorTryAnother   ErrorCode = 7
 	ErrorUnknownAVP   ErrorCode = 8
+	ErrorTryNamed     ErrorCode = 9
 )
 
 // Cause is our vendor AVP beside a Result Code: what exactly, and so what the
@@ -125,6 +128,11 @@ const (
 	CauseKeyEpoch       Cause = 24 // that key epoch is not the next one, or a change is open already
 	CauseKeyExchange    Cause = 25 // a share of the key exchange is no good
 	CauseUnconfirmed    Cause = 26 // the new key carried no traffic in time: the old one stays
+	CauseTicketForeign  Cause = 27 // no ticket that this gateway gave to this node
+	CauseTicketOld      Cause = 28 // the ticket's time is over, or it was replaced by another
+	CauseTicketUsed     Cause = 29 // the ticket was used before
+	CauseTicketLeased   Cause = 30 // the ticket's address belongs to another session by now
+	CauseDraining       Cause = 31 // the gateway is about to go and takes nothing new
 	CauseIdle           Cause = 40 // no inner packet for longer than the network allows
 	CauseAbsolute       Cause = 41 // the session has lived as long as the network allows: reconnect
 	CauseReauth         Cause = 42 // the node did not prove itself again in time: reconnect
@@ -145,7 +153,8 @@ const (
 func (c Cause) Advice() Advice {
 	switch c {
 	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration,
-		CauseAbsolute, CauseReauth, CauseExpired:
+		CauseAbsolute, CauseReauth, CauseExpired,
+		CauseTicketForeign, CauseTicketOld, CauseTicketUsed, CauseTicketLeased:
 		return Reconnect
 	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced, CauseIdle:
 		return GiveUp

@@ -154,6 +154,12 @@ func TestAppendRefuses(t *testing.T) {
 		{"share and result", &KeyReply{LocalID: 1, RemoteID: 2, KeyShare: octetsFrom(1), Result: &Result{Code: 1}}, ErrMissing},
 		{"ciphertext and result", &KeyReply{LocalID: 1, RemoteID: 2, Ciphertext: []byte{1}, Result: &Result{Code: 1}}, ErrMissing},
 		{"change without code", &KeyChanged{LocalID: 1, RemoteID: 2, Result: &Result{Cause: CauseUnconfirmed}}, ErrMissing},
+		{"ticket without key epoch", &ICRQ{LocalID: 1, RemoteEnd: "n", Ticket: []byte{1}}, ErrMissing},
+		{"ticket too long", &Ticket{LocalID: 1, RemoteID: 2, Ticket: make([]byte, MaxChunked+1)}, ErrLength},
+		{"no ticket", &Ticket{LocalID: 1, RemoteID: 2}, ErrLength},
+		{"gateways without code 9", &StopCCN{Result: Result{Code: StopGeneral}, Gateways: []string{"a:1"}}, ErrMissing},
+		{"too many gateways", &Drain{Leaving: true, Gateways: slices.Repeat([]string{"a:1"}, maxGateways+1)}, ErrRepeated},
+		{"delay of nothing", &Drain{Delay: time.Second}, ErrMissing},
 		{"certificate and result", &CertReply{RequestID: idFrom(1), Certificate: []byte{1}, Result: &Result{Code: 1}}, ErrMissing},
 	}
 	for _, tt := range tests {

@@ -54,9 +54,10 @@ var messageNames = map[MessageType]string{
 	TypeICRQ: "ICRQ", TypeICRP: "ICRP", TypeICCN: "ICCN", TypeCDN: "CDN", TypeWEN: "WEN", TypeSLI: "SLI",
 	TypeACK: "ACK", TypeFSQ: "FSQ", TypeFSR: "FSR", TypeCertRequest: "CRQ", TypeCertReply: "CRP",
 	TypeKeyRequest: "KRQ", TypeKeyReply: "KRP", TypeKeyChanged: "KCN",
+	TypeTicket: "TKT", TypeDrain: "DRN",
 }
 
-// String names the type as the RFC does; our own are CRQ, CRP, KRQ, KRP and KCN.
+// String names the type as the RFC does; our own are CRQ, CRP, KRQ, KRP, KCN, TKT and DRN.
 func (t MessageType) String() string {
 	if s, ok := messageNames[t]; ok {
 		return s
@@ -71,7 +72,7 @@ func (t MessageType) String() string {
 // that trouble with one is answered by CDN; all others are answered by StopCCN.
 func (t MessageType) OfSession() bool {
 	switch t {
-	case TypeICRQ, TypeICRP, TypeICCN, TypeCDN, TypeWEN, TypeSLI, TypeKeyRequest, TypeKeyReply, TypeKeyChanged:
+	case TypeICRQ, TypeICRP, TypeICCN, TypeCDN, TypeWEN, TypeSLI, TypeKeyRequest, TypeKeyReply, TypeKeyChanged, TypeTicket:
 		return true
 	}
 	return false
@@ -109,7 +110,7 @@ var (
 		ErrorVendor:       "something of the peer's own",
 		ErrorTryAnother:   "another gateway should be tried",
 		ErrorUnknownAVP:   "an unknown AVP had the M bit set",
-		9:                 "one of the named gateways should be tried",
+		ErrorTryNamed:     "one of the named gateways should be tried",
 	}
 )
 
@@ -139,6 +140,11 @@ var causeTexts = map[Cause]string{
 	CauseKeyEpoch:       "that key epoch is not the next one",
 	CauseKeyExchange:    "a share of the key exchange is no good",
 	CauseUnconfirmed:    "the new key carried no traffic in time",
+	CauseTicketForeign:  "the ticket is none that the gateway gave this node",
+	CauseTicketOld:      "the time of the ticket is over",
+	CauseTicketUsed:     "the ticket was used before",
+	CauseTicketLeased:   "the ticket's address belongs to another session by now",
+	CauseDraining:       "the gateway is about to go",
 	CauseIdle:           "no packet passed for too long",
 	CauseAbsolute:       "the session has lived as long as it may",
 	CauseReauth:         "the node did not prove itself again in time",

@@ -261,7 +261,8 @@ func TestTraceStaysBroken(t *testing.T) {
 
 // TestTraceHidesSecrets looks for octets of proofs in the whole file.
 func TestTraceHidesSecrets(t *testing.T) {
-	secrets := map[string][32]byte{"Key Proof": octetsFrom(101), "MAC": octetsFrom(151)}
+	secrets := map[string][32]byte{"Key Proof": octetsFrom(101), "MAC": octetsFrom(151), "Ticket": octetsFrom(201)}
+	ticket := secrets["Ticket"]
 	proof := &Proof{Generation: 8, Attempt: 9, MAC: secrets["MAC"]}
 	var file buffer
 	trace := newTrace(t, &file)
@@ -272,7 +273,9 @@ func TestTraceHidesSecrets(t *testing.T) {
 		case *SCCRP:
 			m.Proof = proof
 		case *ICRQ:
-			m.KeyProof = secrets["Key Proof"]
+			m.KeyProof, m.Ticket = secrets["Key Proof"], ticket[:]
+		case *Ticket:
+			m.Ticket = ticket[:]
 		case *ICRP:
 			m.KeyProof = secrets["Key Proof"]
 		}
@@ -296,14 +299,15 @@ func TestTraceHidesSecrets(t *testing.T) {
 	for _, c := range readTrace(t, file.Bytes()) {
 		notes[c.comment]++
 	}
-	if notes["zeroed: Resume Proof"] != 2 || notes["zeroed: Key Proof"] != 2 || len(notes) != 3 {
-		t.Errorf("comments are %v, want two of each proof and no others", notes)
+	if notes["zeroed: Resume Proof"] != 2 || notes["zeroed: Key Proof"] != 1 ||
+		notes["zeroed: Key Proof; zeroed: Ticket"] != 1 || notes["zeroed: Ticket"] != 1 || len(notes) != 5 {
+		t.Errorf("comments are %v, want two of each proof, two of tickets and no others", notes)
 	}
 }
 
 // Whoever makes a new AVP has to say here whether it may be seen.
 func TestTraceKnowsEveryAVP(t *testing.T) {
-	hidden := []*attr{avpKeyProof.attr}
+	hidden := []*attr{avpKeyProof.attr, avpTicket.attr}
 	for _, a := range allAttrs() {
 		octets, seen := shown[avpKey{a.vendor, a.number}]
 		if seen == slices.Contains(hidden, a) {

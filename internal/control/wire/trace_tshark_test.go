@@ -268,7 +268,7 @@ func wantAVPs(t *testing.T, m Message) []string {
 			wantVendor(m.VendorName), wantProfile(m.Profile), wantFailover(m.Failover), wantProof(m.Proof, m.Cursor))
 	case *StopCCN:
 		return slices.Concat(when(m.AssignedID != 0, func() string { return std(61, mandatory, 4, "assigned_control_conn_id", m.AssignedID) }),
-			wantResult(m.Result), wantRequest(m.RequestID))
+			wantResult(m.Result), wantRequest(m.RequestID), wantGateways(m.Gateways))
 	case *SCCCN, *Hello, *ACK:
 		return nil
 	case *ICRQ:
@@ -295,6 +295,11 @@ func wantAVPs(t *testing.T, m Message) []string {
 		return wantPairs(m.Sessions)
 	case *CertRequest:
 		return append(wantRequest(m.RequestID), wantParts(22, m.CSR)...)
+	case *Ticket:
+		return append(wantIDs(m.LocalID, m.RemoteID), wantParts(26, make([]byte, len(m.Ticket)))...) // blanked
+	case *Drain:
+		lines := append([]string{own(28, mandatory, "%02x", octetOf[m.Leaving])}, wantGateways(m.Gateways)...)
+		return append(lines, when(m.Delay != 0, func() string { return own(29, optional, "%08x", m.Delay.Milliseconds()) })...)
 	case *KeyRequest:
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID),
 			[]string{own(10, mandatory, "%08x", m.KeyEpoch), own(4, mandatory, "%x", m.KeyShare[:])}, wantParts(24, m.EncapsulationKey))
@@ -333,7 +338,16 @@ func wantICRQ(m *ICRQ) []string {
 		std(66, mandatory, len(m.RemoteEnd), "remote_end_id", m.RemoteEnd),
 		wantCircuit(m.CircuitStatus),
 	}, when(m.TieBreaker != 0, func() string { return std(5, mandatory, 8, "tie_breaker", fmt.Sprintf("0x%016x", m.TieBreaker)) }),
-		[]string{own(8, mandatory, "%x", m.PublicKey[:]), own(9, mandatory, "%s", zeros)}, wantPrefixes(12, m.Advertise), wantRequest(m.RequestID))
+		[]string{own(8, mandatory, "%x", m.PublicKey[:]), own(9, mandatory, "%s", zeros)}, wantPrefixes(12, m.Advertise), wantRequest(m.RequestID),
+		wantParts(26, make([]byte, len(m.Ticket))), // blanked
+		when(m.KeyEpoch != 0, func() string { return own(10, mandatory, "%08x", m.KeyEpoch) }))
+}
+
+func wantGateways(list []string) (all []string) {
+	for _, g := range list {
+		all = append(all, own(27, optional, "%x", g))
+	}
+	return all
 }
 
 func wantICRP(m *ICRP) []string {

@@ -6,8 +6,8 @@ import (
 )
 
 // shown says how many octets of a value a trace shows; of AVPs that are not here
-// it shows none. Left out is what proves something: Key Proof, and the MAC at the
-// end of Resume Proof. Ids, numbers, public keys, certificates and requests for
+// it shows none. Left out is what proves something: Key Proof, Ticket, and the MAC at
+// the end of Resume Proof. Ids, numbers, public keys, certificates and requests for
 // them are no secrets, see docs/security.md.
 var shown = showing(avpMaxValue,
 	avpResultCode.attr, avpTieBreaker.attr, avpHostName.attr, avpVendorName.attr, avpReceiveWindow.attr, avpSerial.attr,
@@ -16,7 +16,7 @@ var shown = showing(avpMaxValue,
 	avpVersion.attr, avpCapabilities.attr, avpBootID.attr, avpKeyShare.attr, avpCursor.attr, avpRecoveryBootID.attr,
 	avpPublicKey.attr, avpKeyEpoch.attr, avpSession.attr, avpAdvertise.attr, avpAddress.attr, avpPeer.attr, avpRoute.attr,
 	avpReplaceRoutes.attr, avpMTU.attr, avpTimers.attr, avpStatistics.attr, avpCause.attr, avpRequestID.attr, avpCSR.attr,
-	avpCertificate.attr, avpEncapsulation.attr, avpCiphertext.attr, avpLifetime.attr,
+	avpCertificate.attr, avpEncapsulation.attr, avpCiphertext.attr, avpLifetime.attr, avpTryGateway.attr, avpLeaving.attr, avpDelay.attr,
 ).and(proofMACAt, avpProof.attr)
 
 // proofMACAt is where the MAC begins in a Resume Proof, after generation and
@@ -78,7 +78,7 @@ func (v visible) of(a rawAVP) int {
 
 // title is what a note calls an AVP.
 func (a rawAVP) title() string {
-	for _, known := range []*attr{avpKeyProof.attr, avpProof.attr} {
+	for _, known := range []*attr{avpKeyProof.attr, avpProof.attr, avpTicket.attr} {
 		if known.vendor == a.vendor && known.number == a.number {
 			return known.name
 		}
