@@ -269,6 +269,8 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 			answer = Signed{a.RequestID, cert, refusal}
 		case AskArm:
 			answer = c.askArm(a)
+		case AskTicket:
+			answer = c.askTicket(a)
 		default:
 			c.h.Notify(a)
 		}

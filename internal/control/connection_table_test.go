@@ -81,10 +81,10 @@ var situations = []situation{
 // What arrives, on the transport in use ("cur:"), on the one being set up
 // ("new:") and on one that was given up ("gone:"), and what else happens.
 const (
-	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN unknown malformed lost"
+	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN TKT DRN unknown malformed lost"
 	onCur    = "SCCRQ SCCRP SCCCN StopCCN ahead repeat false-ack other-header " + anywhere
 	onNew    = "SCCRQ SCCRQ-version SCCRQ-kind SCCRQ-denied SCCRP SCCRP-version SCCRP-header SCCRP-proof SCCCN SCCCN-header StopCCN-retry StopCCN-reconnect StopCCN-give-up " + anywhere
-	local    = "setup hello grace attach open close stop routes hold lifetime trouble renew rekey confirm unconfirmed save-failed authorized granted set-up signed armed"
+	local    = "setup hello grace attach open close stop routes hold lifetime trouble renew rekey confirm unconfirmed ticket rebuild drain save-failed authorized granted set-up signed armed ticketed"
 )
 
 // on puts a prefix before each word.
@@ -133,7 +133,7 @@ var (
 	toInitiator  = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCCN new:SCCCN-header new:SCCRP-header"
 	toRequested  = strayInSetup + " new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN new:SCCCN-header"
 	toConnecting = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN-header"
-	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed confirm unconfirmed" // means nothing in any state
+	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed ticketed ticket rebuild confirm unconfirmed" // means nothing in any state
 	both         = []Role{Initiator, Responder}
 )
 
@@ -167,7 +167,7 @@ func connectionRows() (rows []row) {
 			if r == Initiator {
 				add(r, e.situations, "cur:CRQ", "closed", wrong)
 			} else {
-				add(r, e.situations, "cur:CRP", "closed", wrong)
+				add(r, e.situations, "cur:CRP cur:TKT cur:DRN", "closed", wrong)
 			}
 		}
 		up := "established " + beside
@@ -197,6 +197,9 @@ func connectionRows() (rows []row) {
 	i := Initiator
 	add(i, "established established+", "cur:ICRQ", "", "arm:hello save send:CDN/16@1")
 	add(i, "established established+", "cur:SLI", "", "arm:hello RoutesChanged save send:ACK@1")
+	add(i, "established established+", "cur:TKT", "", "arm:hello save send:ACK@1")
+	add(i, "established established+", "cur:DRN", "", "arm:hello GatewayDrains")
+	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "drain", "", nothing) // the gateway's to say
 	add(i, "established established+", "cur:CRP", "", "arm:hello CertificateRenewed save send:ACK@1")
 	add(i, "established established+", "open", "", "save send:ICRQ@1")
 	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "routes lifetime", "", nothing) // the gateway's to change
@@ -253,6 +256,8 @@ func connectionRows() (rows []row) {
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "rekey", "", nothing)
 	add(g, "established established+ established++", "cur:ICRQ", "", "arm:hello ask:session ask:setup save send:ICRP@1")
 	add(g, "established established+ established++", "cur:SLI", "", "arm:hello arm:hello SessionDown/2 save send:CDN/2@1")
+	add(g, "established established+ established++", "drain", "", "send:DRN@1")
+	add(g, "idle idle+ wait-ctl-conn suspended suspended+ suspended++ closed", "drain", "", nothing) // told again after a resume
 	add(g, "established established+ established++", "cur:CRQ", "", "arm:hello ask:sign save send:CRP@1")
 	add(g, "established established+ established++", "routes lifetime", "", "save send:SLI@1")
 	add(g, "suspended suspended+ suspended++", "routes lifetime", "", "save") // kept until a resume brings them over
@@ -440,6 +445,14 @@ func (p *pair) locally(s *side, event string) {
 		s.step(FailRekey{id, s.epoch() + 1, wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseUnconfirmed}})
 	case "armed":
 		s.step(Armed{LocalID: id})
+	case "ticket":
+		s.step(Expired{TimerTicket, time.Now()})
+	case "ticketed":
+		s.step(Ticketed{id, []byte("ticket")})
+	case "rebuild":
+		s.step(RebuildSession{id})
+	case "drain":
+		s.step(TellDrain{Leaving: true})
 	case "save-failed":
 		s.step(SaveFailed{errors.New("disk is full")})
 	case "authorized":
@@ -551,6 +564,8 @@ func (p *pair) plausible(under *side, id TransportID, what string) *wire.Packet 
 		q.Message, q.Ns = &wire.StopCCN{Result: wire.Result{Code: wire.StopGeneral}}, q.Ns-1
 	case "unknown":
 		q.Message = &wire.UnknownMessage{Vendor: wire.VendorID, Number: 99}
+	case "DRN":
+		q.Message = &wire.Drain{Leaving: true, Gateways: []string{"gw-2.example:443"}}
 	case "CRQ":
 		q.Message = &wire.CertRequest{RequestID: session.NewID(), CSR: []byte("csr")}
 	case "CRP":
@@ -597,6 +612,8 @@ func aboutSession(t *testing.T, what string, s Session) wire.Message {
 		return &wire.KeyReply{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1, KeyShare: [32]byte{9}, Ciphertext: make([]byte, mlkem.CiphertextSize768)}
 	case "KCN":
 		return &wire.KeyChanged{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1}
+	case "TKT":
+		return &wire.Ticket{LocalID: s.RemoteID, RemoteID: s.LocalID, Ticket: []byte("ticket")}
 	case "FSQ":
 		return &wire.FSQ{Sessions: []wire.SessionPair{{LocalID: s.RemoteID, RemoteID: s.LocalID}}}
 	case "FSR":

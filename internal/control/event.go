@@ -192,6 +192,10 @@ type Grant struct {
 	Timers     wire.Timers
 	Lifetime   wire.Lifetime
 	Began      time.Time // wall clock
+
+	// Of a session that is rebuilt: see ticket.go.
+	KeyEpoch uint32
+	Resumes  uint64
 }
 
 // Timer names a timer of the machine. Arming one that runs starts it anew.
@@ -199,14 +203,15 @@ type Timer uint8
 
 // The timers.
 const (
-	TimerSetup Timer = iota // of the transport being set up
-	TimerHello              // silence on the current transport
-	TimerGrace              // suspension
+	TimerSetup  Timer = iota // of the transport being set up
+	TimerHello               // silence on the current transport
+	TimerGrace               // suspension
+	TimerTicket              // age of the sessions' tickets
 	numTimers
 )
 
 // String names the timer for logs.
-func (t Timer) String() string { return [...]string{"setup", "hello", "grace"}[t] }
+func (t Timer) String() string { return [...]string{"setup", "hello", "grace", "ticket"}[t] }
 
 // An Action is what a Machine wants done. Actions are done in their order.
 type Action interface{ action() }

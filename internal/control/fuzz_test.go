@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ type invariants struct {
 	s        *side
 	up, down map[session.ID]int
 	unsaved  bool // the last Save failed: the disk is behind
+	rebuilds int  // how often a session may have come up once more
 }
 
 var count = map[bool]int{true: 1}
@@ -43,7 +45,7 @@ func (v *invariants) step(ev Event, actions []Action) {
 			done = !v.s.lost // what follows a Save that fails is not done
 		case Send:
 			sent = sent || a.Packet.Message.Type() != wire.TypeStopCCN
-		case AskAuthorize, AskSession, AskSetUp, AskSign, AskArm:
+		case AskAuthorize, AskSession, AskSetUp, AskSign, AskArm, AskTicket:
 			asked = true
 		case SessionUp:
 			v.up[a.Session.ID] += count[done]
@@ -94,7 +96,7 @@ func (v *invariants) bounds() {
 		}
 	}
 	for id, n := range v.up {
-		if n > 1 {
+		if n > 1+v.rebuilds {
 			v.t.Fatalf("%s: session %v came up %d times", v.s.name, id, n)
 		}
 		if m.State() == session.Closed && v.down[id] != 1 {
@@ -116,6 +118,8 @@ func FuzzMachine(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 0, 0, 1, 9})                // set-up, session, cut, resume
 	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 0, 0, 1, 2, 4, 0, 4, 1, 1, 9})    // resume beside, restarts
 	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 5, 1, 6, 0, 1, 9, 7, 200, 8, 77}) // failing saves, forged messages
+	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 10, 0, 0, 0, 1, 9, 10, 0, 0, 0, 1, 9, 1, 9})         // rebuilt by its ticket
+	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 10, 0, 0, 0, 1, 9, 10, 0, 6, 131, 0, 0, 1, 9, 11, 0}) // refused, claimed again
 	for i := range byte(8) {
 		f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 7, i * 9, 8, i * 9, 7, i * 7, 9, i, 1, 9})
 	}
@@ -124,7 +128,7 @@ func FuzzMachine(f *testing.F) {
 		p := newPair(t)
 		var over [2]*invariants
 		for i, s := range []*side{p.node, p.gateway} {
-			s.cfg.MaxSessions = 4
+			s.cfg.MaxSessions, s.cfg.Tickets, s.sealed = 4, s == p.gateway, map[string]Session{}
 			s.m = New(s.cfg)
 			over[i] = watchOver(t, s)
 		}
@@ -135,7 +139,7 @@ func FuzzMachine(f *testing.F) {
 			if how&1 == 1 {
 				s, v = p.gateway, over[1]
 			}
-			switch what % 10 {
+			switch what % 12 {
 			case 0:
 				p.connect()
 			case 1:
@@ -160,9 +164,16 @@ func FuzzMachine(f *testing.F) {
 				if how >= 250 {
 					p.node.step(StartRekey{p.node.firstID()})
 				}
-				p.misfortune(s, events[(int(what)/10*256+int(how)/2)%len(events)])
+				p.misfortune(s, events[(int(what)/12*256+int(how)/2)%len(events)])
 			case 9:
 				p.forge(s, how)
+			case 10: // the gateway's journal is gone, its ticket key is not
+				p.loseState()
+				over[1] = watchOver(t, p.gateway)
+				over[0].rebuilds++
+			case 11:
+				p.node.step(RebuildSession{p.node.firstID()})
+				p.gateway.step(TellDrain{Leaving: how&1 == 0, Delay: time.Duration(how)})
 			}
 		}
 	})
@@ -195,8 +206,11 @@ func (p *pair) forge(s *side, how byte) {
 	if s.m.cur != nil && how>>6 != 3 {
 		id = s.m.cur.id
 	}
-	kinds := []string{"ICRQ", "CDN", "SLI", "FSR", "ICCN", "ICRP", "FSQ", "unknown"}
+	kinds := []string{"ICRQ", "CDN", "SLI", "FSR", "ICCN", "ICRP", "FSQ", "TKT"}
 	q := p.plausible(s, id, kinds[how>>1&7])
+	if r, ok := q.Message.(*wire.ICRQ); ok && how>>6 != 0 { // one of the tickets that were given, or none
+		r.Ticket, r.KeyEpoch = fmt.Appendf(nil, "ticket %d", how>>6), uint32(how)
+	}
 	switch how >> 4 & 3 {
 	case 1:
 		q.Nr -= 1

@@ -89,10 +89,14 @@ func agree(private secret.Value, public [32]byte) ([]byte, error) {
 	return priv.ECDH(pub)
 }
 
-// presharedKey is PSK(0) of a session, from the transport that carried its ICRQ
-// and ICRP.
-func presharedKey(b Binding, id session.ID, node, gateway [32]byte) (secret.Value, error) {
-	context := append([]byte("node gateway "), id[:]...)
+// presharedKey is PSK(0) of a session, or that of the epoch in which it is
+// rebuilt, from the transport that carried its ICRQ and ICRP.
+func presharedKey(b Binding, id session.ID, node, gateway [32]byte, epoch uint32) (secret.Value, error) {
+	context := []byte("node gateway ")
+	if epoch > 0 {
+		context = binary.BigEndian.AppendUint32([]byte("node gateway rebuilt "), epoch)
+	}
+	context = append(context, id[:]...)
 	context = append(append(context, node[:]...), gateway[:]...)
 	k, err := b.Export(labelPSK, context, keySize)
 	if err != nil {

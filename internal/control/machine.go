@@ -23,9 +23,6 @@ const (
 	Responder Role = 2
 )
 
-// Capability bits of the protocol profile. None is defined in version 1.
-const ourCapabilities = 0
-
 // Defaults of Config.
 const (
 	defaultSetupTimeout = 10 * time.Second
@@ -49,6 +46,7 @@ type Config struct {
 	Timers       wire.Timers    // zero: DefaultTimers
 	SetupTimeout time.Duration  // of one transport; zero: 10 s
 	MaxSessions  int            // zero: 64
+	Tickets      bool           // a responder's: it gives them, see TicketHandler
 	Rand         io.Reader      // keys and ids
 	Jitter       func() float64 // in [0, 1); nil: math/rand
 }
@@ -77,6 +75,8 @@ type Machine struct {
 	sessions []*Session
 	exchange *exchange // of the open AskArm
 
+	peerCapabilities uint32
+
 	unsent    uint16 // while suspended: messages from this Ns on were never sent
 	silent    int    // hello intervals without a word from the peer
 	restarted bool   // this machine was restored and not yet resumed
@@ -87,6 +87,8 @@ type Machine struct {
 	dirty  bool     // the record differs from the saved one
 	ackDue bool     // the peer waits for our Nr
 	asked  bool     // an Ask… action is open: nothing is saved or sent before its answer
+	due    []uint32 // sessions that are to get a ticket
+	held   []Action // what waits for the answer to AskTicket
 }
 
 // link is one transport as the machine sees it.
@@ -97,6 +99,7 @@ type link struct {
 	share     secret.Value
 	shareOut  [32]byte
 	shareIn   [32]byte
+	peer      wire.Profile // what the peer says of itself
 	phase     phase
 	request   *wire.SCCRQ // a responder's: what it answers
 	promoteTo bool        // the proof was made with NextKey
@@ -127,7 +130,7 @@ func Restore(cfg Config, rec *Record) *Machine {
 	m := &Machine{cfg: cfg, rec: *rec, state: session.Suspended, unsent: rec.Ns, restarted: true}
 	m.rec.Sessions = nil
 	for _, s := range rec.Sessions {
-		if s.State != session.WaitReply { // its key proof is of a transport that is gone: begins anew, as after lose
+		if s.State != session.WaitReply || s.Rebuild { // its key proof is of a transport that is gone: begins anew, as after lose
 			m.sessions = append(m.sessions, &s)
 		}
 	}
@@ -166,7 +169,7 @@ func (m *Machine) Sessions() []Session {
 // view is s as others see it.
 func (m *Machine) view(s *Session) Session {
 	v := *s
-	if m.state == session.Suspended && v.State == session.Established {
+	if s.Rebuild || m.state == session.Suspended && v.State == session.Established {
 		v.State = session.Suspended
 	}
 	return v
@@ -206,7 +209,7 @@ func (m *Machine) Step(ev Event) []Action {
 		return m.refuseWhenClosed(ev)
 	}
 	m.dispatch(ev)
-	if m.asked {
+	if m.asked || m.askTickets() {
 		return m.out
 	}
 	return m.finish()
@@ -253,7 +256,11 @@ func (m *Machine) dispatch(ev Event) {
 		m.confirmRekey(ev)
 	case FailRekey:
 		m.failRekey(ev)
-	case Authorized, Granted, SetUp, Signed, Armed:
+	case RebuildSession:
+		m.rebuildSession(ev)
+	case TellDrain:
+		m.tellDrain(ev)
+	case Authorized, Granted, SetUp, Signed, Armed, Ticketed:
 		m.answered(ev)
 	}
 }
@@ -273,6 +280,8 @@ func (m *Machine) answered(ev Event) {
 		m.setUp(ev)
 	case Armed:
 		m.armed(ev)
+	case Ticketed:
+		m.ticketed(ev)
 	case Signed:
 		m.send(&wire.CertReply{RequestID: ev.RequestID, Certificate: ev.Certificate, Result: ev.Refusal})
 	}
@@ -329,6 +338,10 @@ func (m *Machine) packet(msg wire.Message) *wire.Packet {
 // send sends a message that takes a number: it is kept, and sent again after a
 // resume, until the peer has journalled it.
 func (m *Machine) send(msg wire.Message) {
+	if m.rec.Anew { // the peer knows nothing that this could be about
+		m.dirty = true
+		return
+	}
 	p := m.packet(msg)
 	m.rec.Ns++
 	m.rec.Unacked = append(m.rec.Unacked, p)
@@ -347,11 +360,11 @@ func (m *Machine) tell(msg wire.Message) {
 }
 
 // numbered reports whether messages of type t take a number and so are replayed.
-// HELLO, WEN, FSQ and FSR speak of the moment only; RFC 3931 numbers HELLO too,
+// HELLO, WEN, FSQ, FSR and DRN speak of the moment only; RFC 3931 numbers HELLO too,
 // but ours would then cost a write to disk at each end (docs/protocol.md).
 func numbered(t wire.MessageType) bool {
 	switch t {
-	case wire.TypeHello, wire.TypeACK, wire.TypeWEN, wire.TypeFSQ, wire.TypeFSR:
+	case wire.TypeHello, wire.TypeACK, wire.TypeWEN, wire.TypeFSQ, wire.TypeFSR, wire.TypeDrain:
 		return false
 	}
 	return true
@@ -440,6 +453,10 @@ func (m *Machine) message(p *wire.Packet) {
 		m.keyReply(msg)
 	case *wire.KeyChanged:
 		m.keyChanged(msg)
+	case *wire.Ticket:
+		m.ticket(p, msg)
+	case *wire.Drain:
+		m.drain(p, msg)
 	default: // SCCRQ, SCCRP, SCCCN: RFC 3931, section 7.2
 		m.wrong(p, "connection is established")
 	}
@@ -496,6 +513,10 @@ func (m *Machine) expired(ev Expired) {
 		}
 	case TimerHello:
 		m.silence(ev.At)
+	case TimerTicket:
+		if m.cur != nil {
+			m.ticketsDue(m.sessions...)
+		}
 	case TimerGrace:
 		if m.state == session.Suspended {
 			m.over(wire.Result{Code: wire.StopGeneral, Cause: wire.CauseGraceOver}, false, nil, session.ID{})
@@ -542,12 +563,15 @@ func (m *Machine) lose(err error) {
 	m.state = session.Suspended
 	m.dirty = true
 	for _, s := range append([]*Session(nil), m.sessions...) {
-		if s.State == session.WaitReply {
+		if s.State == session.WaitReply && !s.Rebuild {
 			m.remove(s)
 			m.do(SessionRefused{s.Network, s.Label, wire.Result{Code: wire.CDNCarrierLost}, false, s.RequestID})
 		}
 	}
 	m.do(WasSuspended{err})
+	if m.rec.Unrecoverable {
+		m.over(wire.Result{Code: wire.StopGeneral, Text: "the peer cannot recover"}, false, err, session.ID{})
+	}
 }
 
 // saveFailed gives up every transport: nothing may be said to the peer that is
@@ -615,7 +639,7 @@ func (m *Machine) over(res wire.Result, remote bool, err error, request session.
 	for len(m.sessions) > 0 {
 		s := m.sessions[0]
 		m.remove(s)
-		if s.State == session.WaitReply {
+		if s.State == session.WaitReply && !s.Rebuild {
 			m.do(SessionRefused{s.Network, s.Label, res, remote, s.RequestID})
 			continue
 		}

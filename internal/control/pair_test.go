@@ -49,6 +49,8 @@ type side struct {
 	watch         func(Event, []Action) // sees each step before its actions are done
 
 	life wire.Lifetime // of Grant
+
+	sealed map[string]Session // tickets given, by what they say
 }
 
 func newKey(t *testing.T) (secret.Value, [32]byte) {
@@ -112,7 +114,9 @@ func (s *side) step(ev Event) {
 			case AskAuthorize:
 				answer = Authorized{a.Transport, s.deny}
 			case AskSession:
-				answer = Granted{a.LocalID, s.grant(), s.refuse}
+				answer = Granted{a.LocalID, s.rebuilt(s.grant(), a.Request), s.refuse}
+			case AskTicket:
+				answer = Ticketed{a.Session.LocalID, s.seal(a.Session)}
 			case AskSetUp:
 				s.given = append(s.given, a.Session)
 				answer = SetUp{a.Session.LocalID, s.broken}
@@ -211,7 +215,10 @@ func (p *pair) connect() TransportID {
 // carry brings at most n messages over, every one encoded and parsed; -1: all.
 func (p *pair) carry(n int) {
 	p.t.Helper()
-	for ; n != 0; n-- {
+	for carried := 0; n != 0; n-- {
+		if carried++; carried > 10000 {
+			p.t.Fatalf("the two talk for ever: %v, %v", p.node.trace[len(p.node.trace)-10:], p.gateway.trace[len(p.gateway.trace)-10:])
+		}
 		from, to := p.node, p.gateway
 		if len(from.out) == 0 {
 			from, to = p.gateway, p.node

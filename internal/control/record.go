@@ -29,6 +29,9 @@ type Record struct {
 	SuspendedAt time.Time      // zero while a transport carries the connection
 	Timers      wire.Timers
 	Sessions    []Session
+
+	Anew          bool // an initiator's: the gateway has lost the connection, which is to be set up once more
+	Unrecoverable bool // the peer cannot recover it: it ends with its transport
 }
 
 // Session is one session of a control connection: everything that both ends
@@ -62,6 +65,7 @@ type Session struct {
 	RequestID session.ID // of the ICRQ: the wish that began it
 
 	Life
+	Claims
 }
 
 // recordVersion is the version of the encoding below.
@@ -86,6 +90,8 @@ type (
 		SuspendedAt time.Time
 		Timers      wire.Timers
 		Sessions    []sessionV1
+
+		Anew, Unrecoverable bool `json:",omitempty"`
 	}
 	sessionV1 struct {
 		ID                session.ID
@@ -107,6 +113,10 @@ type (
 		Timers            wire.Timers
 		RequestID         session.ID `json:",omitzero"`
 		Life
+		Ticket     []byte `json:",omitempty"`
+		Rebuild    bool   `json:",omitempty"`
+		ClaimEpoch uint32 `json:",omitempty"`
+		Claim      []byte `json:",omitempty"`
 	}
 )
 
@@ -116,7 +126,7 @@ func (r *Record) Encode() ([]byte, error) {
 		Version: recordVersion, Role: r.Role, LocalID: r.LocalID, RemoteID: r.RemoteID,
 		PeerID: r.PeerID, PeerName: r.PeerName, PeerBootID: r.PeerBootID, Ns: r.Ns, Nr: r.Nr,
 		Generation: r.Generation, ResumeKey: r.ResumeKey.Reveal(), NextKey: r.NextKey.Reveal(),
-		Attempt: r.Attempt, SuspendedAt: r.SuspendedAt, Timers: r.Timers,
+		Attempt: r.Attempt, SuspendedAt: r.SuspendedAt, Timers: r.Timers, Anew: r.Anew, Unrecoverable: r.Unrecoverable,
 	}
 	for _, p := range r.Unacked {
 		b, err := p.Append(nil)
@@ -132,6 +142,7 @@ func (r *Record) Encode() ([]byte, error) {
 			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch,
 			OfferSecret: s.OfferSecret.Reveal(), NextPresharedKey: s.NextPresharedKey.Reveal(), Addresses: s.Addresses, Peers: s.Peers,
 			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Life: s.Life,
+			Ticket: s.Ticket.Reveal(), Rebuild: s.Rebuild, ClaimEpoch: s.ClaimEpoch, Claim: s.Claim.Reveal(),
 		})
 	}
 	return json.Marshal(v)
@@ -150,7 +161,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 		Role: v.Role, LocalID: v.LocalID, RemoteID: v.RemoteID, PeerID: v.PeerID, PeerName: v.PeerName,
 		PeerBootID: v.PeerBootID, Ns: v.Ns, Nr: v.Nr, Generation: v.Generation,
 		ResumeKey: secret.New(v.ResumeKey), NextKey: secret.New(v.NextKey),
-		Attempt: v.Attempt, SuspendedAt: v.SuspendedAt, Timers: v.Timers,
+		Attempt: v.Attempt, SuspendedAt: v.SuspendedAt, Timers: v.Timers, Anew: v.Anew, Unrecoverable: v.Unrecoverable,
 	}
 	for _, b := range v.Unacked {
 		p, err := wire.Parse(b)
@@ -166,6 +177,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch,
 			OfferSecret: secret.New(s.OfferSecret), NextPresharedKey: secret.New(s.NextPresharedKey), Addresses: s.Addresses, Peers: s.Peers,
 			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Life: s.Life,
+			Claims: Claims{Ticket: secret.New(s.Ticket), Rebuild: s.Rebuild, ClaimEpoch: s.ClaimEpoch, Claim: secret.New(s.Claim)},
 		})
 	}
 	return r, nil

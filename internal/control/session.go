@@ -162,7 +162,7 @@ func (m *Machine) granted(ev Granted) {
 		return
 	}
 	g := ev.Grant
-	psk, err := presharedKey(m.cur.b, g.ID, s.PeerKey, g.PublicKey)
+	psk, err := presharedKey(m.cur.b, g.ID, s.PeerKey, g.PublicKey, g.KeyEpoch)
 	if err != nil {
 		res := wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseLocal}
 		s.ID = g.ID
@@ -173,7 +173,7 @@ func (m *Machine) granted(ev Granted) {
 	}
 	s.ID, s.PublicKey, s.PrivateKey, s.PresharedKey = g.ID, g.PublicKey, g.PrivateKey, psk
 	s.Addresses, s.Peers, s.Routes, s.MTU, s.Timers = g.Addresses, g.Peers, g.Routes, g.MTU, g.Timers
-	s.Lifetime, s.Began = g.Lifetime, g.Began
+	s.Lifetime, s.Began, s.KeyEpoch, s.Resumes = g.Lifetime, g.Began, g.KeyEpoch, g.Resumes
 	m.ask(AskSetUp{*s})
 }
 
@@ -186,7 +186,7 @@ func (m *Machine) setUp(ev SetUp) {
 	if ev.Refusal != nil {
 		m.remove(s)
 		m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: *ev.Refusal, RequestID: s.RequestID})
-		if m.cfg.Role == Initiator {
+		if m.cfg.Role == Initiator && !s.Rebuild {
 			m.do(SessionRefused{s.Network, s.Label, *ev.Refusal, false, s.RequestID})
 		} else {
 			m.do(SessionDown{*s, *ev.Refusal, false, s.RequestID})
@@ -194,7 +194,7 @@ func (m *Machine) setUp(ev SetUp) {
 		return
 	}
 	if m.cfg.Role == Initiator {
-		s.State = session.Established
+		s.State, s.Rebuild = session.Established, false
 		m.retime()
 		m.send(&wire.ICCN{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: wire.CircuitStatus{Active: true, New: true}})
 		m.do(SessionUp{*s})
@@ -237,7 +237,11 @@ func (m *Machine) icrp(r *wire.ICRP) {
 		m.disconnect(s, wire.Result{Code: wire.CDNFSMError, Text: fmt.Sprintf("ICRP in state %v", s.State)})
 		return
 	}
-	if err := m.takeGrant(s, r); err != nil {
+	take := m.takeGrant
+	if s.Rebuild {
+		take = m.takeRebuilt
+	}
+	if err := take(s, r); err != nil {
 		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseKeyProof, Text: err.Error()})
 		return
 	}
@@ -254,14 +258,19 @@ func (m *Machine) takeGrant(s *Session, r *wire.ICRP) error {
 	if !macEqual(want, r.KeyProof) {
 		return errors.New("the gateway's key proof does not hold")
 	}
-	psk, err := presharedKey(m.cur.b, r.Session, s.PublicKey, r.PublicKey)
+	psk, err := presharedKey(m.cur.b, r.Session, s.PublicKey, r.PublicKey, 0)
 	if err != nil {
 		return err
 	}
+	s.copyGrant(r, psk)
+	return nil
+}
+
+// copyGrant takes over what ICRP says.
+func (s *Session) copyGrant(r *wire.ICRP, psk secret.Value) {
 	s.RemoteID, s.ID, s.PeerKey, s.PresharedKey, s.KeyEpoch = r.LocalID, r.Session, r.PublicKey, psk, r.KeyEpoch
 	s.Addresses, s.Peers, s.Routes, s.MTU, s.Timers = r.Addresses, r.Peers, r.Routes, r.MTU, r.Timers
 	s.Lifetime = r.Lifetime
-	return nil
 }
 
 // iccn completes a session at the gateway.
@@ -273,6 +282,7 @@ func (m *Machine) iccn(c *wire.ICCN) {
 		s.State = session.Established
 		m.dirty = true
 		m.do(SessionUp{*s})
+		m.ticketsDue(s)
 	default:
 		m.disconnect(s, wire.Result{Code: wire.CDNFSMError, Text: fmt.Sprintf("ICCN in state %v", s.State)})
 	}
@@ -280,7 +290,13 @@ func (m *Machine) iccn(c *wire.ICCN) {
 
 // cdn takes the end of a session from the peer.
 func (m *Machine) cdn(c *wire.CDN) {
-	if s := m.named(c.LocalID, c.RemoteID); s != nil {
+	s := m.named(c.LocalID, c.RemoteID)
+	switch {
+	case s == nil: // gone already
+	case s.Rebuild && s.State == session.WaitReply && c.Result.Cause.Advice() == wire.RetryLater:
+		m.unclaim(s)
+		m.do(RebuildRefused{m.view(s), c.Result})
+	default:
 		m.end(s, c.Result, true, c.RequestID)
 	}
 }
@@ -294,7 +310,7 @@ func (m *Machine) disconnect(s *Session, res wire.Result) {
 // end removes a session and says so once, before anything is sent or saved: the
 // handler records the end with the Save that takes the session away.
 func (m *Machine) end(s *Session, res wire.Result, remote bool, request session.ID) {
-	waiting := s.State == session.WaitReply
+	waiting := s.State == session.WaitReply && !s.Rebuild
 	down := SessionDown{m.view(s), res, remote, request}
 	m.remove(s)
 	m.dirty = true

@@ -54,7 +54,8 @@ func (m *Machine) request(l *link) {
 		HostName: m.cfg.HostName, RouterID: m.cfg.RouterID, AssignedID: m.rec.LocalID,
 		Pseudowires: []uint16{wire.PWTypeWireGuard}, Profile: m.profile(l), Failover: m.failover(),
 	}
-	if m.resuming() {
+	switch {
+	case m.resuming() && !m.rec.Anew:
 		m.rec.Attempt++ // journalled before it is sent
 		m.dirty = true
 		q.Recovery = &wire.Recovery{LocalID: m.rec.LocalID, RemoteID: m.rec.RemoteID}
@@ -62,7 +63,7 @@ func (m *Machine) request(l *link) {
 		q.Cursor = &wire.Cursor{Ns: m.rec.Ns, Nr: m.rec.Nr}
 		q.Proof = &wire.Proof{Generation: m.rec.Generation, Attempt: m.rec.Attempt}
 		q.Proof.MAC = resumeMAC(m.rec.ResumeKey, Initiator, l.b, l.binding, true, *q.Recovery, q.RecoveryBootID, *q.Proof, *q.Cursor)
-	} else {
+	case !m.resuming():
 		m.state = session.WaitCtlReply
 	}
 	m.do(Send{l.id, m.setupPacket(l, q)})
@@ -113,6 +114,7 @@ func (m *Machine) setupMessage(l *link, p *wire.Packet) {
 			return
 		}
 	case *wire.StopCCN:
+		m.retargeted(msg)
 		m.setupRefused(l, msg.Result)
 		return
 	}
@@ -123,6 +125,9 @@ func (m *Machine) setupMessage(l *link, p *wire.Packet) {
 // setupRefused takes a StopCCN that answers a set-up. What becomes of the
 // connection is for the cause to say.
 func (m *Machine) setupRefused(l *link, res wire.Result) {
+	if res.Cause == wire.CauseUnknownResume && m.startOver(l, res) {
+		return
+	}
 	if !m.resuming() || m.cfg.Role == Initiator && res.Cause.Advice() != wire.RetryLater {
 		m.tell(&wire.StopCCN{AssignedID: m.rec.LocalID, Result: res}) // where the old transport lives
 		m.over(res, true, nil, session.ID{})
@@ -151,7 +156,7 @@ func (m *Machine) abandon(l *link, res *wire.Result, err error) {
 
 // sccrq takes the request of a peer: for a new connection, or to resume this one.
 func (m *Machine) sccrq(l *link, q *wire.SCCRQ) {
-	l.request, l.shareIn = q, q.Profile.KeyShare
+	l.request, l.shareIn, l.peer = q, q.Profile.KeyShare, q.Profile
 	if q.Profile.Version != wire.ProtocolVersion {
 		m.abandon(l, &wire.Result{Code: wire.StopVersion, Error: wire.ErrorCode(wire.ProtocolVersion), Cause: wire.CauseVersion},
 			fmt.Errorf("protocol version %d", q.Profile.Version))
@@ -260,19 +265,20 @@ func (m *Machine) offerResume(l *link, q *wire.SCCRQ, r *wire.SCCRP) {
 
 // sccrp takes the gateway's answer and completes the set-up from this side.
 func (m *Machine) sccrp(l *link, r *wire.SCCRP) {
-	l.shareIn = r.Profile.KeyShare
+	l.shareIn, l.peer = r.Profile.KeyShare, r.Profile
 	if r.Profile.Version != wire.ProtocolVersion {
 		m.abandon(l, &wire.Result{Code: wire.StopVersion, Error: wire.ErrorCode(wire.ProtocolVersion), Cause: wire.CauseVersion},
 			fmt.Errorf("protocol version %d", r.Profile.Version))
 		return
 	}
-	if !m.resuming() {
+	if !m.resuming() || m.rec.Anew {
 		m.rec.RemoteID = r.AssignedID
-		m.begin(l, r.Profile.BootID)
+		m.begin(l, r.Failover)
 		m.do(Send{l.id, m.setupPacket(l, &wire.SCCCN{})})
-		m.rec.Ns, m.rec.Nr = 2, 1
+		m.rec.Ns, m.rec.Nr, m.rec.Anew = 2, 1, false
 		m.promote(l)
 		m.do(Opened{r.Profile.BootID})
+		m.claimAll()
 		return
 	}
 	if err := m.checkResumed(l, r); err != nil {
@@ -318,16 +324,18 @@ func (m *Machine) connected(l *link) {
 		m.resumed(l, q.Profile.BootID, *q.Cursor)
 		return
 	}
-	m.begin(l, q.Profile.BootID)
+	m.begin(l, q.Failover)
 	m.rec.Ns, m.rec.Nr = 1, 2
 	m.promote(l)
 	m.ackDue = true
 	m.do(Opened{q.Profile.BootID})
 }
 
-// begin fixes what a connection keeps for life.
-func (m *Machine) begin(l *link, peerBoot session.ID) {
-	m.rec.PeerID, m.rec.PeerName, m.rec.PeerBootID = l.b.PeerID, l.b.PeerName, peerBoot
+// begin fixes what a connection keeps for life. Only one that both ends can
+// recover outlives its transport (RFC 4951, section 3).
+func (m *Machine) begin(l *link, f *wire.Failover) {
+	m.rec.PeerID, m.rec.PeerName, m.rec.PeerBootID = l.b.PeerID, l.b.PeerName, l.peer.BootID
+	m.rec.Unrecoverable = f == nil || !f.Control
 	ids := [2]uint32{m.rec.LocalID, m.rec.RemoteID}
 	if m.cfg.Role == Responder {
 		ids[0], ids[1] = ids[1], ids[0]
@@ -347,6 +355,7 @@ func (m *Machine) promote(l *link) {
 	}
 	l.phase = up
 	m.cur, m.next = l, nil
+	m.peerCapabilities = l.peer.Capabilities
 	m.state = session.Established
 	m.restarted = false
 	m.rec.SuspendedAt = time.Time{}
@@ -365,8 +374,11 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 	m.acknowledged(c.Nr)
 	m.promote(l)
 	for _, s := range m.sessions {
-		s.Resumes++
+		if !s.Rebuild {
+			s.Resumes++
+		}
 	}
+	m.renewClaims()
 	for i, p := range m.rec.Unacked {
 		again := *p
 		again.Nr = m.rec.Nr
@@ -376,6 +388,7 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 	m.do(Resumed{restarted})
 	m.queryFailover()
 	m.ackDue = true
+	m.ticketsDue(m.sessions...)
 }
 
 // queryFailover asks which of our sessions the peer still has.

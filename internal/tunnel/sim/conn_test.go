@@ -27,7 +27,7 @@ type conn struct {
 
 	ends   []*end        // not yet dropped
 	lost   time.Duration // when one last ended or was given up
-	timers [3]int        // number of the last arming; odd while armed
+	timers [4]int        // number of the last arming; odd while armed
 	seq    int
 
 	inbox   []input

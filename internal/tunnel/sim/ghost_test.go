@@ -214,7 +214,7 @@ func (g *ghost) answers(c *conn, a control.Send, m *wire.SCCRP, rec *control.Rec
 
 // numbered as in docs/protocol.md, "Numbers".
 func numbered(t wire.MessageType) bool {
-	return !slices.Contains([]wire.MessageType{wire.TypeHello, wire.TypeACK, wire.TypeWEN, wire.TypeFSQ, wire.TypeFSR}, t)
+	return !slices.Contains([]wire.MessageType{wire.TypeHello, wire.TypeACK, wire.TypeWEN, wire.TypeFSQ, wire.TypeFSR, wire.TypeDrain}, t)
 }
 
 // rests checks a connection that has nothing to do.
