@@ -171,6 +171,9 @@ func (g *gateway) start(ctx context.Context) error {
 	for _, p := range conns {
 		g.launch(ctx, p)
 	}
+	for _, n := range g.networks {
+		g.announceLater(n) // the file may say others than the last process did
+	}
 	g.m.chores.add("revoked", g.cutRevoked)
 	srv := &carrier.Server{
 		Identity: g.carrierIdentity, Handler: g, Log: g.m.log,

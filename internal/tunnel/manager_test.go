@@ -241,6 +241,24 @@ func TestGatewayRestartKeepsTheSession(t *testing.T) {
 	}
 }
 
+// TestChangedRoutesReachTheSessionsOfBefore: routes changed in the file hold, after
+// the restart, for the sessions there are.
+func TestChangedRoutesReachTheSessionsOfBefore(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	gw.end()
+	before, after := netip.MustParsePrefix("10.50.0.0/24"), netip.MustParsePrefix("10.60.0.0/24")
+	gw.cfg.Networks[0].Routes = []netip.Prefix{after}
+	gw.run()
+	wait(t, "the new routes", func() bool {
+		got := node.host.Routes("tnl0")
+		return slices.Contains(got, after) && !slices.Contains(got, before)
+	})
+	if got := established(t, gw, node); got != id {
+		t.Errorf("session %v after the restart, want %v", got, id)
+	}
+}
+
 func TestNodeRestartKeepsTheSession(t *testing.T) {
 	gw, node := pair(t)
 	id := established(t, gw, node)
