@@ -61,6 +61,7 @@ bench: root all ## bare wireguard-go and ours, side by side (root; BENCH_JSON=FI
 nightly: ## the long forms of the tests, longer fuzzing, the benchmark
 	.ci/deps test
 	TUNNELD_LONG=1 TEST_TIMEOUT=60m .ci/test
+	for engines in native/reference reference/native reference/reference; do TUNNELD_ENGINES=$$engines TUNNELD_LONG=1 TEST_TIMEOUT=60m PKGS=./internal/netlab/e2e .ci/test; done
 	.ci/fuzz 5m
 	$(MAKE) bench
 

@@ -30,7 +30,7 @@ func newStatus(c *cli) *cobra.Command {
 }
 
 func (c *cli) showStatus(s api.Status) error {
-	fmt.Fprintf(c.out, "node %s, boot %s\n", printable(s.Node), printable(s.BootID))
+	fmt.Fprintf(c.out, "node %s, boot %s, engine %s\n", printable(s.Node), printable(s.BootID), printable(s.Engine))
 	for _, t := range s.Tunnels {
 		fmt.Fprintf(c.out, "\ntunnel %s\n", printable(t.Name))
 		if err := c.table(c.tunnelRows(t)); err != nil {

@@ -12,6 +12,8 @@ import (
 	"tunneld/internal/config"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel"
+	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/native"
 	"tunneld/internal/tunnel/engine/reference"
 	"tunneld/internal/tunnel/host"
 )
@@ -70,7 +72,7 @@ func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err
 	if err != nil {
 		return nil, err
 	}
-	e, err := reference.New(reference.Config{Listen: listen, Mark: host.Mark, Log: log})
+	e, err := newEngine(cfg.Data.Engine, listen, log)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +83,14 @@ func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err
 		return nil, err
 	}
 	return &assembly{Manager: m, parts: made}, nil
+}
+
+// newEngine makes the data plane that the configuration names.
+func newEngine(name string, listen netip.AddrPort, log *slog.Logger) (engine.Engine, error) {
+	if name == config.EngineReference {
+		return reference.New(reference.Config{Listen: listen, Mark: host.Mark, Log: log})
+	}
+	return native.New(native.Config{Listen: listen, Mark: host.Mark, Log: log})
 }
 
 // listenAddr is where the data plane listens: where the gateway does, or for a

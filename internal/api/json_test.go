@@ -15,7 +15,7 @@ func TestContractKeys(t *testing.T) {
 		v    any
 		want string
 	}{
-		{"status", Status{}, "node boot_id tunnels networks problems"},
+		{"status", Status{}, "node boot_id engine tunnels networks problems"},
 		{"tunnel", Tunnel{}, "name state session addresses gateway path endpoint interface mtu key_epoch resumes last_handshake_at rx_bytes tx_bytes since " +
 			"routes refused_routes advertise data_alive last_error enabled expires_at held"},
 		{"session", Session{}, "session node user network state addresses path endpoint key_epoch resumes last_handshake_at rx_bytes tx_bytes since expires_at"},
@@ -40,7 +40,7 @@ func TestListsAreNeverNull(t *testing.T) {
 		want string
 	}{
 		{[]Session(nil), `[]`},
-		{Status{}, `{"node":"","boot_id":"","tunnels":[],"networks":[],"problems":[]}`},
+		{Status{}, `{"node":"","boot_id":"","engine":"","tunnels":[],"networks":[],"problems":[]}`},
 		{[]Node{{Name: "a"}}, `[{"name":"a","id":null,"state":"","networks":[],"advertise":[],"sessions":0,"expires_at":null}]`},
 		{JoinReply{Tunnels: []JoinedTunnel{{}}}, `{"node":"","gateway":"","tunnels":[{"name":"","file":"","routes":[]}]}`},
 		{Tunnel{}, `{"name":"","state":"","session":null,"addresses":[],"gateway":null,"path":null,"endpoint":null,"interface":null,` +

@@ -69,6 +69,7 @@ type Version struct {
 type Status struct {
 	Node     string    `json:"node"`
 	BootID   string    `json:"boot_id"`
+	Engine   string    `json:"engine"` // of the data plane: native or reference
 	Tunnels  []Tunnel  `json:"tunnels"`
 	Networks []Network `json:"networks"`
 	Problems []Problem `json:"problems"`

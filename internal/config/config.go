@@ -29,7 +29,10 @@ const (
 )
 
 // Engine names that [data] engine may have.
-const EngineReference = "reference"
+const (
+	EngineNative    = "native"    // our own data plane
+	EngineReference = "reference" // wireguard-go's
+)
 
 // Config is the whole file (tunneld.toml) with defaults filled in.
 type Config struct {
@@ -91,7 +94,7 @@ type Tunnel struct {
 
 // Data is the data plane.
 type Data struct {
-	Engine string // "reference"
+	Engine string // of the names above
 	MTU    int    // of the inside, in octets
 
 	// How often a node changes the keys of what it dialled.
@@ -103,7 +106,7 @@ type Data struct {
 func Default() Config {
 	return Config{
 		Node: Node{StateDir: "/var/lib/tunneld", Socket: "/run/tunneld/tunneld.sock"},
-		Data: Data{Engine: EngineReference, MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
+		Data: Data{Engine: EngineNative, MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
 	}
 }
 

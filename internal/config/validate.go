@@ -361,12 +361,8 @@ func (d *decoder) advertise(path string, prefixes []netip.Prefix, pools []placed
 }
 
 func (d *decoder) data(c *Config) {
-	switch c.Data.Engine {
-	case EngineReference:
-	case "native":
-		d.problem("data.engine", `"native" is not in this version: write %q, or remove the key`, EngineReference)
-	default:
-		d.problem("data.engine", "%q is no engine: write %q, or remove the key", c.Data.Engine, EngineReference)
+	if e := c.Data.Engine; e != EngineNative && e != EngineReference {
+		d.problem("data.engine", "%q is no engine: write %q or %q, or remove the key", e, EngineNative, EngineReference)
 	}
 	d.between("data.rekey", c.Data.Rekey, time.Second, 24*time.Hour)
 	d.between("data.redial", c.Data.Redial, time.Second, 24*time.Hour)

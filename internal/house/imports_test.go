@@ -19,7 +19,7 @@ var arrows = map[string]struct {
 		"tunnelctl speaks to the daemon's socket and to nothing else"},
 	"cmd/tunneld": {[]string{"internal/api", "internal/auth", "internal/config", "internal/control", "internal/control/carrier",
 		"internal/event", "internal/secret", "internal/session", "internal/store", "internal/tunnel", "internal/tunnel/engine",
-		"internal/tunnel/engine/reference", "internal/tunnel/host", "internal/tunnel/pool"},
+		"internal/tunnel/engine/native", "internal/tunnel/engine/reference", "internal/tunnel/host", "internal/tunnel/pool"},
 		"tunneld builds the parts, it does not look inside them"},
 	"internal/tunnel": {[]string{"internal/api", "internal/auth", "internal/config", "internal/control", "internal/control/carrier",
 		"internal/control/wire", "internal/event", "internal/secret", "internal/session", "internal/store", "internal/tunnel/engine",

@@ -22,7 +22,7 @@ func (m *Manager) Version() api.Version { return m.version }
 // is in their way.
 func (m *Manager) Status(context.Context) (api.Status, error) {
 	st := api.Status{
-		Node: m.cfg.Node.Name, BootID: m.bootID.String(),
+		Node: m.cfg.Node.Name, BootID: m.bootID.String(), Engine: m.cfg.Data.Engine,
 		Tunnels: []api.Tunnel{}, Networks: []api.Network{}, Problems: []api.Problem{},
 	}
 	m.mu.Lock()

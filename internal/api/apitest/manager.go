@@ -95,7 +95,7 @@ func (m *Manager) Version() api.Version {
 // with one network and one problem.
 func (m *Manager) Status(context.Context) (api.Status, error) {
 	m.note("status")
-	s := api.Status{Node: Node, BootID: BootID, Tunnels: m.tunnels()}
+	s := api.Status{Node: Node, BootID: BootID, Engine: "native", Tunnels: m.tunnels()}
 	if !m.Bare {
 		s.Networks = []api.Network{{
 			Name: "office", Interface: "tnl1",

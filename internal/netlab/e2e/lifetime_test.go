@@ -14,7 +14,7 @@ func newTimedOffice(t *testing.T, timers string) *world {
 	t.Helper()
 	w := newStage(t, roadPlan)
 	w.hq = w.net.Hosts["hq"].Daemon(bin, "node")
-	w.check(w.hq.Init(w.patience(), officeInit...), w.hq.Configure("[network.timers]\nhello = \"1s\"\n"+timers+"\n"))
+	w.check(w.hq.Init(w.patience(), officeInit...), w.hq.Configure("[network.timers]\nhello = \"1s\"\n"+timers+"\n"), w.hq.Configure(dataSection(w.engines.gateway, "")))
 	w.start(w.hq)
 	return w
 }

@@ -12,12 +12,12 @@ import (
 	"tunneld/internal/netlab"
 )
 
-// configured is node with more text for the node's file.
-func (w *world) configured(host, text string) *netlab.Daemon {
+// configured is node with more keys of [data].
+func (w *world) configured(host, keys string) *netlab.Daemon {
 	w.t.Helper()
 	d := w.net.Hosts[host].Daemon(bin, "node")
 	w.check(d.Init(w.patience(), "--name", host))
-	w.check(d.Configure(text))
+	w.check(d.Configure(dataSection(w.engines.nodes, keys)))
 	w.start(d)
 	w.join(w.hq, d, host)
 	w.ctl(d, "up", office)
@@ -26,13 +26,18 @@ func (w *world) configured(host, text string) *netlab.Daemon {
 
 // TestDataRekey changes the preshared key again and again under a probe and a
 // flow that takes what it gets: no more packets are lost than without.
-func TestDataRekey(t *testing.T) {
+func TestDataRekey(t *testing.T) { mixed(t, testDataRekey) }
+
+func testDataRekey(t *testing.T, e engines, short bool) {
 	changes := uint32(3)
-	if os.Getenv("TUNNELD_LONG") == "1" {
+	switch {
+	case os.Getenv("TUNNELD_LONG") == "1":
 		changes = 20
+	case short:
+		changes = 1
 	}
-	w := newOffice(t, roadPlan)
-	alice := w.configured("alice", "[data]\nrekey = \"8s\"\n") // two handshakes are 5 s apart
+	w := newMixedOffice(t, roadPlan, e)
+	alice := w.configured("alice", "rekey = \"8s\"\n") // two handshakes are 5 s apart
 	p := w.probe("alice")
 	s, err := w.lab.Stream(w.patience(), w.net.Hosts["alice"], w.net.Hosts["server"], netip.AddrPortFrom(server, 5001), 1<<40, 1<<40)
 	w.check(err)
@@ -67,7 +72,7 @@ func TestDataRekey(t *testing.T) {
 // under a probe.
 func TestControlRedial(t *testing.T) {
 	w := newOffice(t, roadPlan)
-	alice := w.configured("alice", "[data]\nredial = \"1s\"\n")
+	alice := w.configured("alice", "redial = \"1s\"\n")
 	p, s := w.probe("alice"), w.stream("alice")
 	before, _ := w.established(alice)
 	old := w.conns("alice")

@@ -78,7 +78,9 @@ func TestPathCut(t *testing.T) {
 }
 
 // TestAddressChanges moves alice, or her NAT, to another address.
-func TestAddressChanges(t *testing.T) {
+func TestAddressChanges(t *testing.T) { mixed(t, testAddressChanges) }
+
+func testAddressChanges(t *testing.T, e engines, short bool) {
 	for _, tc := range []struct {
 		name   string
 		change func(w *world) error
@@ -93,8 +95,11 @@ func TestAddressChanges(t *testing.T) {
 		{"NAT rebinds", func(w *world) error { return w.net.NATs["nat"].Rebind() }, 40},
 		{"NAT outside", func(w *world) error { return w.net.NATs["nat"].SetOutside("198.51.100.1", "198.51.100.77/24") }, 40},
 	} {
+		if short && tc.name != "node" {
+			continue
+		}
 		t.Run(tc.name, func(t *testing.T) {
-			w := newOffice(t, roadPlan)
+			w := newMixedOffice(t, roadPlan, e)
 			alice := w.node("alice")
 			p, s := w.probe("alice"), w.stream("alice")
 			before, atGateway := w.established(alice)
@@ -116,10 +121,12 @@ func TestAddressChanges(t *testing.T) {
 }
 
 // TestKilled kills a daemon with SIGKILL and starts it at once.
-func TestKilled(t *testing.T) {
+func TestKilled(t *testing.T) { mixed(t, testKilled) }
+
+func testKilled(t *testing.T, e engines, _ bool) {
 	for _, who := range []string{"gateway", "node"} {
 		t.Run(who, func(t *testing.T) {
-			w := newOffice(t, roadPlan+branchPlan)
+			w := newMixedOffice(t, roadPlan+branchPlan, e)
 			alice, branch := w.node("alice"), w.node("branch", "--advertise", "10.20.0.0/24")
 			p, s := w.probe("alice"), w.stream("alice")
 			beforeAlice, _ := w.established(alice)

@@ -98,10 +98,11 @@ func (b built) Run() int {
 
 // world is a laboratory with a gateway.
 type world struct {
-	t   *testing.T
-	lab *netlab.Lab
-	net *netlab.Net
-	hq  *netlab.Daemon
+	t       *testing.T
+	lab     *netlab.Lab
+	net     *netlab.Net
+	hq      *netlab.Daemon
+	engines engines
 }
 
 // newStage makes a laboratory without daemons. The test runs beside others.
@@ -111,7 +112,7 @@ func newStage(t *testing.T, plan string) *world {
 	t.Parallel()
 	slots <- struct{}{}
 	t.Cleanup(func() { <-slots }) // runs last
-	w := &world{t: t, lab: netlab.ForTest(t)}
+	w := &world{t: t, lab: netlab.ForTest(t), engines: chosen}
 	t.Cleanup(func() {
 		for _, crash := range w.lab.Crashes() {
 			t.Errorf("a daemon crashed: %s", crash)
@@ -135,6 +136,15 @@ func newOffice(t *testing.T, plan string, init ...string) *world {
 	return w
 }
 
+// newMixedOffice is newOffice with these engines at the two ends.
+func newMixedOffice(t *testing.T, plan string, e engines) *world {
+	t.Helper()
+	w := newStage(t, plan)
+	w.engines = e
+	w.hq = w.gateway("hq", "", officeInit...)
+	return w
+}
+
 // gateway makes a gateway from nothing on a host and starts it. edit is more
 // text for [[network]].
 func (w *world) gateway(host, edit string, init ...string) *netlab.Daemon {
@@ -147,7 +157,7 @@ func (w *world) gateway(host, edit string, init ...string) *netlab.Daemon {
 		w.check(err)
 		w.check(os.WriteFile(file, bytes.Replace(b, []byte("\n[[network]]\n"), []byte("\n[[network]]\n"+edit+"\n"), 1), 0o600))
 	}
-	w.check(d.Configure("[network.timers]\nhello = \"1s\"\n"))
+	w.check(d.Configure("[network.timers]\nhello = \"1s\"\n"), d.Configure(dataSection(w.engines.gateway, "")))
 	w.start(d)
 	return d
 }
@@ -156,7 +166,7 @@ func (w *world) gateway(host, edit string, init ...string) *netlab.Daemon {
 func (w *world) plain(host string) *netlab.Daemon {
 	w.t.Helper()
 	d := w.net.Hosts[host].Daemon(bin, "node")
-	w.check(d.Init(w.patience(), "--name", host))
+	w.check(d.Init(w.patience(), "--name", host), d.Configure(dataSection(w.engines.nodes, "")))
 	w.start(d)
 	return d
 }
