@@ -108,5 +108,8 @@ func (c *cli) detailRows(d api.SessionDetail) (rows [][]string) {
 	add("endpoint", word(d.Endpoint))
 	add("traffic", fmt.Sprintf("rx_bytes %d, tx_bytes %d", d.RxBytes, d.TxBytes))
 	add("expires", stamp(d.ExpiresAt))
+	if d.Checkpoint != nil {
+		add("checkpoint", strconv.FormatUint(*d.Checkpoint, 10))
+	}
 	return rows
 }

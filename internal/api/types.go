@@ -145,12 +145,14 @@ type Session struct {
 	ExpiresAt       *time.Time   `json:"expires_at"`
 }
 
-// SessionDetail is `session show`: the session and what happened to it, oldest
-// first, as far as this daemon remembers.
+// SessionDetail is `session show`: the session and its story, oldest first.
 type SessionDetail struct {
 	Session
 	Advertise []netip.Prefix `json:"advertise"`
 	History   []Event        `json:"history"`
+	// Checkpoint is the serial that this end of the control connection stands
+	// at: the peer's is the same when nothing is under way. Null when it is over.
+	Checkpoint *uint64 `json:"checkpoint"`
 }
 
 // Event is one line of `events --json`.

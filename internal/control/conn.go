@@ -54,7 +54,8 @@ type View struct {
 	PeerName string
 	PeerID   session.ID
 	LocalID  uint32
-	Pending  int // messages the peer is not known to have journalled
+	Pending  int    // messages the peer is not known to have journalled
+	Serial   uint64 // of the checkpoint it stands at; 0: not known
 }
 
 // Conn drives a Machine: the goroutine of Run owns it.
@@ -314,7 +315,7 @@ func (c *Conn) writeAgain() {
 func (c *Conn) look() {
 	id, name, _ := c.m.Peer()
 	local, _ := c.m.IDs()
-	c.view.Store(&View{c.m.State(), c.m.Sessions(), name, id, local, c.m.Pending()})
+	c.view.Store(&View{c.m.State(), c.m.Sessions(), name, id, local, c.m.Pending(), c.m.rec.Serial})
 }
 
 func (c *Conn) send(a Send) {

@@ -344,6 +344,7 @@ func (m *Machine) send(msg wire.Message) {
 	}
 	p := m.packet(msg)
 	m.rec.Ns++
+	m.count()
 	m.rec.Unacked = append(m.rec.Unacked, p)
 	m.dirty = true
 	if m.cur != nil {
@@ -409,6 +410,7 @@ func (m *Machine) currentMessage(p *wire.Packet) {
 			return
 		}
 		m.rec.Nr++
+		m.count()
 		m.dirty, m.ackDue = true, true
 		if n := len(m.rec.Unacked); n >= maxUnacked {
 			err := fmt.Errorf("%d messages were not acknowledged", n)

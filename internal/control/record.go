@@ -21,6 +21,8 @@ type Record struct {
 	PeerName    string
 	PeerBootID  session.ID
 	Ns, Nr      uint16         // next to send, next expected
+	Serial      uint64         // of the checkpoint this end stands at; 0: not known, see checkpoint.go
+	Major       uint64         // of the last one at which nothing was under way
 	Unacked     []*wire.Packet // sent, not known to be journalled by the peer
 	Generation  uint64         // of ResumeKey
 	ResumeKey   secret.Value   // 32 octets
@@ -82,6 +84,8 @@ type (
 		PeerName    string
 		PeerBootID  session.ID
 		Ns, Nr      uint16
+		Serial      uint64 `json:",omitempty"`
+		Major       uint64 `json:",omitempty"`
 		Unacked     [][]byte
 		Generation  uint64
 		ResumeKey   []byte
@@ -124,7 +128,7 @@ type (
 func (r *Record) Encode() ([]byte, error) {
 	v := recordV1{
 		Version: recordVersion, Role: r.Role, LocalID: r.LocalID, RemoteID: r.RemoteID,
-		PeerID: r.PeerID, PeerName: r.PeerName, PeerBootID: r.PeerBootID, Ns: r.Ns, Nr: r.Nr,
+		PeerID: r.PeerID, PeerName: r.PeerName, PeerBootID: r.PeerBootID, Ns: r.Ns, Nr: r.Nr, Serial: r.Serial, Major: r.Major,
 		Generation: r.Generation, ResumeKey: r.ResumeKey.Reveal(), NextKey: r.NextKey.Reveal(),
 		Attempt: r.Attempt, SuspendedAt: r.SuspendedAt, Timers: r.Timers, Anew: r.Anew, Unrecoverable: r.Unrecoverable,
 	}
@@ -159,7 +163,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 	}
 	r := &Record{
 		Role: v.Role, LocalID: v.LocalID, RemoteID: v.RemoteID, PeerID: v.PeerID, PeerName: v.PeerName,
-		PeerBootID: v.PeerBootID, Ns: v.Ns, Nr: v.Nr, Generation: v.Generation,
+		PeerBootID: v.PeerBootID, Ns: v.Ns, Nr: v.Nr, Serial: v.Serial, Major: v.Major, Generation: v.Generation,
 		ResumeKey: secret.New(v.ResumeKey), NextKey: secret.New(v.NextKey),
 		Attempt: v.Attempt, SuspendedAt: v.SuspendedAt, Timers: v.Timers, Anew: v.Anew, Unrecoverable: v.Unrecoverable,
 	}

@@ -276,6 +276,7 @@ func (m *Machine) sccrp(l *link, r *wire.SCCRP) {
 		m.begin(l, r.Failover)
 		m.do(Send{l.id, m.setupPacket(l, &wire.SCCCN{})})
 		m.rec.Ns, m.rec.Nr, m.rec.Anew = 2, 1, false
+		m.rec.Serial, m.rec.Major = firstSerial, firstSerial
 		m.promote(l)
 		m.do(Opened{r.Profile.BootID})
 		m.claimAll()
@@ -326,6 +327,7 @@ func (m *Machine) connected(l *link) {
 	}
 	m.begin(l, q.Failover)
 	m.rec.Ns, m.rec.Nr = 1, 2
+	m.rec.Serial, m.rec.Major = firstSerial, firstSerial
 	m.promote(l)
 	m.ackDue = true
 	m.do(Opened{q.Profile.BootID})
@@ -371,6 +373,9 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 	restarted := peerBoot != m.rec.PeerBootID
 	m.rec.PeerBootID = peerBoot
 	m.rec.PeerName = l.b.PeerName
+	if c.Ns == m.rec.Nr && c.Nr == m.rec.Ns {
+		m.rec.Major = m.rec.Serial
+	}
 	m.acknowledged(c.Nr)
 	m.promote(l)
 	for _, s := range m.sessions {
@@ -393,7 +398,7 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 
 // queryFailover asks which of our sessions the peer still has.
 func (m *Machine) queryFailover() {
-	q := &wire.FSQ{}
+	q := &wire.FSQ{Checkpoint: m.rec.Serial}
 	for _, s := range m.sessions {
 		if s.State == session.Established {
 			q.Sessions = append(q.Sessions, wire.SessionPair{LocalID: s.LocalID, RemoteID: s.RemoteID})
@@ -406,7 +411,10 @@ func (m *Machine) queryFailover() {
 
 // fsq answers for each session asked for whether it is known here.
 func (m *Machine) fsq(q *wire.FSQ) {
-	r := &wire.FSR{}
+	if !m.compare(q.Checkpoint) {
+		return
+	}
+	r := &wire.FSR{Checkpoint: m.rec.Serial}
 	for _, p := range q.Sessions {
 		pair := wire.SessionPair{LocalID: p.RemoteID}
 		if s := m.byLocal(p.RemoteID); s != nil && s.RemoteID == p.LocalID && s.State == session.Established {
@@ -419,6 +427,9 @@ func (m *Machine) fsq(q *wire.FSQ) {
 
 // fsr removes, silently, each session the peer does not know.
 func (m *Machine) fsr(r *wire.FSR) {
+	if !m.compare(r.Checkpoint) {
+		return
+	}
 	for _, p := range r.Sessions {
 		if p.RemoteID != 0 {
 			continue

@@ -126,6 +126,11 @@ func TestTheLogIsTheHistory(t *testing.T) {
 			t.Errorf("%s: the log says %s, held %v", d.cfg.Node.Name, state, held)
 		}
 	}
+	wait(t, "both ends at one checkpoint", func() bool {
+		g, gerr := gw.m.Session(t.Context(), id)
+		n, nerr := node.m.Session(t.Context(), id)
+		return gerr == nil && nerr == nil && *g.Checkpoint == *n.Checkpoint && *g.Checkpoint > 6
+	})
 	ask("session-closed", func(wish session.ID) error {
 		return gw.m.KillSession(api.WithRequest(t.Context(), wish), id, "test")
 	})

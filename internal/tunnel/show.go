@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"tunneld/internal/api"
+	"tunneld/internal/control"
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 )
@@ -40,7 +41,8 @@ func (m *Manager) liveDetail(mb *member, t *dialled) (id session.ID, d api.Sessi
 	if mb != nil {
 		m.gateway.mu.Lock()
 		defer m.gateway.mu.Unlock()
-		return mb.id, api.SessionDetail{Session: mb.view(m.gateway), Advertise: notNil(mb.advertise)}, m.gateway.members.byID[mb.id] == mb
+		d = api.SessionDetail{Session: mb.view(m.gateway), Advertise: notNil(mb.advertise), Checkpoint: checkpoint(mb.conn.conn)}
+		return mb.id, d, m.gateway.members.byID[mb.id] == mb
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -60,8 +62,17 @@ func (t *dialled) detail() api.SessionDetail {
 			Path: v.Path, Endpoint: v.Endpoint, KeyEpoch: v.KeyEpoch, Resumes: v.Resumes, LastHandshakeAt: v.LastHandshakeAt,
 			RxBytes: v.RxBytes, TxBytes: v.TxBytes, Since: v.Since, ExpiresAt: v.ExpiresAt,
 		},
-		Advertise: v.Advertise,
+		Advertise: v.Advertise, Checkpoint: checkpoint(t.link.conn),
 	}
+}
+
+// checkpoint is where a connection stands, nil if there is none.
+func checkpoint(c *control.Conn) *uint64 {
+	if c == nil {
+		return nil
+	}
+	serial := c.View().Serial
+	return &serial
 }
 
 // history is the story of a session, oldest first.

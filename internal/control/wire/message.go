@@ -178,10 +178,16 @@ type WEN struct {
 }
 
 // FSQ asks which of these sessions the peer has (RFC 4951, section 4.1).
-type FSQ struct{ Sessions []SessionPair }
+type FSQ struct {
+	Sessions   []SessionPair
+	Checkpoint uint64 `json:",omitzero"` // serial the sender stands at; 0: absent
+}
 
 // FSR answers FSQ; a pair with RemoteID 0 is not known at its sender.
-type FSR struct{ Sessions []SessionPair }
+type FSR struct {
+	Sessions   []SessionPair
+	Checkpoint uint64 `json:",omitzero"` // serial the sender stands at; 0: absent
+}
 
 // SessionPair is a Failover Session State AVP, as its sender sees the ids.
 type SessionPair struct{ LocalID, RemoteID uint32 }

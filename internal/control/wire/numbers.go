@@ -133,6 +133,7 @@ const (
 	CauseTicketUsed     Cause = 29 // the ticket was used before
 	CauseTicketLeased   Cause = 30 // the ticket's address belongs to another session by now
 	CauseDraining       Cause = 31 // the gateway is about to go and takes nothing new
+	CauseCheckpoint     Cause = 32 // the two ends do not stand at the same checkpoint: reconnect
 	CauseIdle           Cause = 40 // no inner packet for longer than the network allows
 	CauseAbsolute       Cause = 41 // the session has lived as long as the network allows: reconnect
 	CauseReauth         Cause = 42 // the node did not prove itself again in time: reconnect
@@ -152,7 +153,7 @@ const (
 // Advice says whether a refusal with this cause is worth another try.
 func (c Cause) Advice() Advice {
 	switch c {
-	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration,
+	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration, CauseCheckpoint,
 		CauseAbsolute, CauseReauth, CauseExpired,
 		CauseTicketForeign, CauseTicketOld, CauseTicketUsed, CauseTicketLeased:
 		return Reconnect

@@ -85,6 +85,7 @@ var (
 	avpCertificate    = vendor(23, "Certificate", mBit, chunk)
 	avpEncapsulation  = vendor(24, "Encapsulation Key", mBit, chunk)
 	avpCiphertext     = vendor(25, "Key Ciphertext", mBit, chunk)
+	avpCheckpoint     = vendor(30, "Checkpoint", noMBit, u64.where(notZero))
 )
 
 // A spec is one message type: its AVPs in the order in which they are sent (any

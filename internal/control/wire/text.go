@@ -137,6 +137,7 @@ var causeTexts = map[Cause]string{
 	CauseCertificate:    "the certificate cannot be renewed",
 	CauseConfiguration:  "the gateway's configuration changed",
 	CauseReplaced:       "the node has begun a new session there",
+	CauseCheckpoint:     "the two ends do not stand at the same checkpoint",
 	CauseKeyEpoch:       "that key epoch is not the next one",
 	CauseKeyExchange:    "a share of the key exchange is no good",
 	CauseUnconfirmed:    "the new key carried no traffic in time",

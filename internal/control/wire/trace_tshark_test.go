@@ -290,9 +290,9 @@ func wantAVPs(t *testing.T, m Message) []string {
 			when(m.HasRoutes, func() string { return own(16, mandatory, "") }), wantPrefixes(15, m.Routes),
 			when(m.Lifetime != nil, func() string { return wantLifetime(*m.Lifetime) }), wantRequest(m.RequestID))
 	case *FSQ:
-		return wantPairs(m.Sessions)
+		return append(wantPairs(m.Sessions), wantCheckpoint(m.Checkpoint)...)
 	case *FSR:
-		return wantPairs(m.Sessions)
+		return append(wantPairs(m.Sessions), wantCheckpoint(m.Checkpoint)...)
 	case *CertRequest:
 		return append(wantRequest(m.RequestID), wantParts(22, m.CSR)...)
 	case *Ticket:
@@ -317,6 +317,10 @@ func wantAVPs(t *testing.T, m Message) []string {
 	}
 	t.Fatalf("%T is a message that this test does not know: say here what a dissector must see of it", m)
 	return nil
+}
+
+func wantCheckpoint(serial uint64) []string {
+	return when(serial != 0, func() string { return own(30, optional, "%016x", serial) })
 }
 
 func wantRequest(id session.ID) []string {

@@ -264,6 +264,9 @@ func (g *ghost) ends(c *conn) {
 		!e.l.empty() || e.severed || p.severed || e.closed || p.closed || e.dead || p.dead {
 		return
 	}
+	if a, b := c.m.Record(), o.m.Record(); a.Serial != b.Serial || a.Serial == 0 || a.Major > a.Serial || b.Major > b.Serial {
+		broken("equal", "%s stands at checkpoint %d (major %d) and %s at %d (major %d) when all is quiet", c.h.name, a.Serial, a.Major, o.h.name, b.Serial, b.Major)
+	}
 	mine, theirs := c.m.Sessions(), o.m.Sessions()
 	if len(mine) != len(theirs) {
 		broken("equal", "%s and %s have %d and %d sessions when all is quiet", c.h.name, o.h.name, len(mine), len(theirs))
