@@ -37,7 +37,8 @@ type dialled struct {
 	since   time.Time
 	base    countersV1
 	life    life
-	refused []prefix // routes the gateway sent and accept_routes does not have
+	taken   []prefix // routes that lead into the interface
+	refused []prefix // routes the gateway sent and this tunnel does not take
 
 	lastErr  error
 	cause    wire.Cause // of the last refusal
@@ -126,7 +127,7 @@ func (t *dialled) set(s session.State) {
 // accept splits the routes a gateway sent into those this tunnel takes and the
 // others: accept_routes has the first, and the network's own pools, which hold
 // the gateway's addresses. None is taken that would catch the tunnel's own
-// packets, or what this host reaches without a tunnel.
+// packets, or what this host reaches without the tunnel.
 func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
 	for _, r := range s.Routes {
 		ok := slices.ContainsFunc(t.cfg.AcceptRoutes, func(a prefix) bool { return covers(a, r) })
@@ -143,6 +144,7 @@ func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
 			found, _, overlaps, err := t.m.host.Overlap(r, t.m.oursLocked)
 			ok = err == nil && !(overlaps && covers(found, r))
 		}
+		ok = ok && !t.elsewhereLocked(r)
 		if ok {
 			taken = append(taken, r)
 		} else {
@@ -150,6 +152,19 @@ func (t *dialled) accept(s *control.Session) (taken, refused []prefix) {
 		}
 	}
 	return sortPrefixes(taken), sortPrefixes(refused)
+}
+
+// elsewhereLocked reports whether another tunnel has the route already, or a
+// network of this gateway's own.
+func (t *dialled) elsewhereLocked(r prefix) bool {
+	for _, other := range t.m.tunnels {
+		if other != t && slices.Contains(other.taken, r) {
+			return true
+		}
+	}
+	return t.m.gateway != nil && slices.ContainsFunc(t.m.gateway.networks, func(n *network) bool {
+		return slices.ContainsFunc(n.cfg.Pools, func(p prefix) bool { return covers(p, r) })
+	})
 }
 
 // setUpLocked gives a session its interface, keys, addresses and routes.
@@ -180,7 +195,7 @@ func (t *dialled) setUpLocked(s control.Session) error {
 	if err := m.host.SetRoutes(t.ifname, taken); err != nil {
 		return fmt.Errorf("interface %q: %w", t.ifname, err)
 	}
-	t.session = &s
+	t.session, t.taken = &s, taken
 	t.setRefused(refused)
 	return nil
 }
@@ -216,7 +231,12 @@ func (t *dialled) openLocked(mtu int) error {
 func (t *dialled) closeLocked() {
 	if t.dev != nil {
 		t.m.closeDevice(t.dev)
-		t.dev = nil
+		t.dev, t.taken = nil, nil
+	}
+	for _, other := range t.m.tunnels {
+		if other != t && other.session != nil && other.dev != nil && len(other.refused) > 0 {
+			other.routeLocked() // t may have had what it could not take
+		}
 	}
 }
 
@@ -235,16 +255,24 @@ func (t *dialled) setRefused(refused []prefix) {
 // changeRoutesLocked follows the gateway's new routes.
 func (t *dialled) changeRoutesLocked(s control.Session, request session.ID) {
 	t.session = &s
-	taken, refused := t.accept(&s)
+	t.routeLocked()
+	t.record(s.ID, event.Event{Kind: event.RoutesChanged, Request: request})
+}
+
+// routeLocked sends into the interface what of the gateway's routes it takes.
+func (t *dialled) routeLocked() {
+	s := t.session
+	taken, refused := t.accept(s)
 	err := errors.Join(
 		t.dev.SetAllowedIPs(s.ID, sortPrefixes(append(hostPrefixes(s.Peers), taken...))),
 		t.m.host.SetRoutes(t.ifname, taken))
 	if err != nil {
 		t.m.log.Error("routes not changed", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 		t.lastErr = err
+	} else {
+		t.taken = taken
 	}
 	t.setRefused(refused)
-	t.record(s.ID, event.Event{Kind: event.RoutesChanged, Request: request})
 }
 
 // refusedLocked remembers why there is no session, and when to ask again.

@@ -74,8 +74,7 @@ func (t *dialled) view() api.Tunnel {
 	v.Resumes, v.RxBytes, v.TxBytes = s.Resumes, total.RxBytes, total.TxBytes
 	v.Endpoint, v.LastHandshakeAt, v.DataAlive = endpointText(st.Endpoint), instant(st.LastHandshake), &living
 	v.ExpiresAt = t.life.expiresAt()
-	taken, _ := t.accept(s)
-	v.Routes = notNil(taken)
+	v.Routes = notNil(t.taken)
 	return v
 }
 
