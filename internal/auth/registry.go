@@ -26,7 +26,7 @@ type Registry struct {
 	decoy     secret.Value // stands in for the secret of an unknown invite
 	self      atomic.Pointer[Identity]
 
-	commit sync.Mutex // held over a change and its mirror below, so that both have one order
+	order order // of changes, kept by their mirrors below
 
 	mu      sync.RWMutex
 	serial  uint64 // all below: mu
@@ -189,17 +189,27 @@ func (r *Registry) load(tx store.Tx) (err error) {
 	})
 }
 
-// change runs fn in a transaction and, when that is durable, mirror.
+// change runs fn in a transaction and, when that is durable, mirror. Changes
+// share a write to disk, and their mirrors have the order of the changes.
 func (r *Registry) change(fn func(store.Tx) error, mirror func()) error {
-	r.commit.Lock()
-	defer r.commit.Unlock()
-	if err := r.store.Update(fn); err != nil {
+	var turns []uint64 // of each run of the function; the last one counts
+	err := r.store.Update(func(tx store.Tx) error {
+		err := fn(tx)
+		if err == nil {
+			turns = append(turns, r.order.take())
+		}
 		return err
+	})
+	for i, turn := range turns {
+		r.order.await(turn)
+		if err == nil && i == len(turns)-1 {
+			r.mu.Lock()
+			mirror()
+			r.mu.Unlock()
+		}
+		r.order.done()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	mirror()
-	return nil
+	return err
 }
 
 // Deployment is whose registry this is.

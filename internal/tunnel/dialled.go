@@ -286,7 +286,7 @@ func (t *dialled) refusedLocked(a control.SessionRefused) {
 	t.reproveLocked(res.Cause)
 	t.broken = !remote && res.Cause == wire.CauseLocal
 	t.failures++
-	t.retryAt = time.Now().Add(backoff(t.failures))
+	t.retryAt = time.Now().Add(control.Backoff(t.failures))
 	t.set(session.Idle)
 	t.m.log.Warn(string(event.SessionRefused), event.KeyTunnel, t.cfg.Name, event.KeyCause, t.lastErr.Error(), event.Request(a.RequestID))
 	t.m.publish(event.Event{Kind: event.SessionRefused, Network: t.cfg.Network, Cause: t.lastErr.Error(), Request: a.RequestID})

@@ -49,28 +49,6 @@ func newLink(m *Manager, gateways []string) *link {
 	return &link{m: m, key: linkKey(gateways), gateways: gateways, wake: make(chan struct{}, 1)}
 }
 
-// Back-off of dials and of requests that were refused: quick at first, since a
-// restarted gateway is back within a moment, then slower.
-const (
-	backoffFirst = 25 * time.Millisecond
-	backoffQuick = 250 * time.Millisecond
-	backoffMax   = 30 * time.Second
-	quickTries   = 20
-)
-
-// backoff is how long to wait after so many failures in a row, with jitter so
-// that the nodes of a gateway do not come back in step.
-func backoff(failures int) time.Duration {
-	d := backoffFirst
-	for range min(failures-1, 40) {
-		if d >= backoffQuick && failures <= quickTries {
-			break
-		}
-		d = min(d*3/2, backoffMax)
-	}
-	return d/2 + mrand.N(d/2+1)
-}
-
 // restoreLinks gives each link the control connection it had, and each tunnel
 // its session.
 func (m *Manager) restoreLinks() error {
@@ -275,7 +253,7 @@ func (l *link) failed(err error) time.Duration {
 	if l.failures == 1 || l.failures%20 == 0 {
 		l.m.log.Warn("gateway not reached", event.KeyPeer, l.key, event.KeyAttempt, l.failures, event.KeyErr, err)
 	}
-	return backoff(l.failures)
+	return control.Backoff(l.failures)
 }
 
 // denied reports whether a failed dial will fail again until somebody does
@@ -299,7 +277,7 @@ func (l *link) ask(ctx context.Context, conn *control.Conn) time.Duration {
 	for _, open := range l.missing(conn.View().PeerID, &wait) {
 		if err := conn.Do(ctx, open); err != nil {
 			l.notAsked(open.Label)
-			wait = backoffQuick
+			wait = control.BackoffQuick
 		}
 	}
 	return wait

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -343,11 +344,19 @@ func (g *gateway) freeLocked(mb *member) {
 	if !ok {
 		return
 	}
-	if err := g.m.host.FlushConntrack(mb.addresses); err != nil {
-		g.m.log.Warn("connection tracking not flushed", event.KeySession, mb.id, event.KeyErr, err)
+	if n.cfg.Timers.Cooloff == 0 { // somebody else may get them at once
+		g.flush(mb.addresses)
 	}
 	g.rests = append(g.rests, savedRest{n.cfg.Name, rest})
 	g.m.chores.add("rests", func(context.Context) { g.saveRests() })
+}
+
+// flush makes the host forget the connections of addresses that were given back.
+// Each time it goes through all that the host knows.
+func (g *gateway) flush(addresses []netip.Addr) {
+	if err := g.m.host.FlushConntrack(addresses); err != nil {
+		g.m.log.Warn("connection tracking not flushed", event.KeyErr, err)
+	}
 }
 
 // savedRest is an address given back, and in which network.
@@ -356,7 +365,8 @@ type savedRest struct {
 	rest    pool.Rest
 }
 
-// saveRests makes durable which addresses rest and whose they were. A kill before it
+// saveRests flushes the connections of addresses that rest, long before somebody
+// else gets them, and makes durable whose they were. A kill before it
 // costs the memory of a rest, not a lease: those are in the connections' records.
 func (g *gateway) saveRests() {
 	g.mu.Lock()
@@ -366,6 +376,11 @@ func (g *gateway) saveRests() {
 	if len(rests) == 0 {
 		return
 	}
+	var freed []netip.Addr
+	for _, r := range rests {
+		freed = append(freed, r.rest.Addresses...)
+	}
+	g.flush(freed)
 	if err := g.m.journal.saveRests(rests); err != nil {
 		g.m.log.Error("leases not recorded", event.KeyErr, err)
 	}

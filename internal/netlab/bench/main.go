@@ -2,7 +2,7 @@
 // this machine, and measures what is ours alone.
 //
 //	sudo make bench                       (BENCH_JSON=FILE for the figures)
-//	bench [-rounds N] [-seconds S]
+//	bench [-rounds N] [-seconds S] [-nodes N] [data|control]
 //
 // Two hosts are joined by a veth pair. Between them run, at once, a gateway and
 // a node of ours, and two processes of wireguard-go of the version that go.mod
@@ -10,6 +10,10 @@
 // right after the other, and the order changes from round to round: what else
 // the machine does hits both. So the ratio of a round means something, its
 // median over the rounds more, and an absolute figure nothing.
+//
+// The control plane is measured by a crowd of nodes in one process (see package
+// crowd) and a gateway on the same host, beside bare TLS handshakes. Its process
+// is this program again, as `bench crowd SOCKET GATEWAY`.
 //
 // Exit status: 0 measured (whatever came out), 1 failed, 2 usage.
 package main
@@ -26,6 +30,7 @@ import (
 	"time"
 
 	"tunneld/internal/netlab"
+	"tunneld/internal/netlab/crowd"
 )
 
 func main() {
@@ -36,42 +41,57 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 3 && args[0] == "crowd" {
+		return status(stderr, crowd.Serve(ctx, args[1], args[2]))
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	rounds := flags.Int("rounds", 7, "how often each figure is taken")
+	b := &bench{progress: stderr}
+	flags.IntVar(&b.rounds, "rounds", 7, "how often each figure is taken")
 	seconds := flags.Float64("seconds", 2, "how long each throughput is measured")
+	flags.IntVar(&b.nodes, "nodes", 5000, "how many nodes the gateway loses at once")
 	if flags.Parse(args) != nil {
 		return 2
 	}
-	if flags.NArg() > 0 || *rounds < 1 || *seconds <= 0 {
-		fmt.Fprintln(stderr, "bench: error: want no arguments, at least one round and more than 0 seconds")
+	parts := map[string][]part{"": {(*bench).compare, (*bench).setUps, (*bench).control}, "data": {(*bench).compare, (*bench).setUps}, "control": {(*bench).control}}[flags.Arg(0)]
+	if parts == nil || flags.NArg() > 1 || b.rounds < 1 || *seconds <= 0 || b.nodes < 1 {
+		fmt.Fprintln(stderr, "bench: error: want data, control or nothing for both, at least one round and node, and more than 0 seconds")
 		return 2
 	}
-	b := &bench{rounds: *rounds, length: time.Duration(*seconds * float64(time.Second)), progress: stderr}
-	r, err := b.measure(ctx)
+	b.length = time.Duration(*seconds * float64(time.Second))
+	r, err := b.measure(ctx, parts)
 	if err == nil {
 		err = r.print(stdout)
 	}
 	if file := os.Getenv("BENCH_JSON"); err == nil && file != "" {
 		err = r.write(file)
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "bench: error: %v\n", err)
-		return 1
-	}
-	return 0
+	return status(stderr, err)
 }
+
+// status is the exit status for err, which is shown.
+func status(stderr io.Writer, err error) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(stderr, "bench: error: %v\n", err)
+	return 1
+}
+
+// A part takes some of the figures.
+type part func(b *bench, ctx context.Context, lab *netlab.Lab, bin netlab.Binaries, r *report) error
 
 type bench struct {
 	rounds   int
+	nodes    int           // of the crowd
 	length   time.Duration // of one measurement of throughput
 	progress io.Writer
 }
 
 func (b *bench) say(format string, args ...any) { fmt.Fprintf(b.progress, format+"\n", args...) }
 
-// measure builds the laboratory, takes every figure and takes it down again.
-func (b *bench) measure(ctx context.Context) (r *report, err error) {
+// measure builds the laboratory, takes the figures and takes it down again.
+func (b *bench) measure(ctx context.Context, parts []part) (r *report, err error) {
 	if err := netlab.Check(); err != nil {
 		return nil, err
 	}
@@ -90,10 +110,12 @@ func (b *bench) measure(ctx context.Context) (r *report, err error) {
 		return nil, err
 	}
 	r = &report{Rounds: b.rounds}
-	if err := b.compare(ctx, lab, bin, r); err != nil {
-		return nil, err
+	for _, take := range parts {
+		if err := take(b, ctx, lab, bin, r); err != nil {
+			return nil, err
+		}
 	}
-	return r, b.setUps(ctx, lab, bin, r)
+	return r, nil
 }
 
 // compare takes the figures that both have, on a wire without delay, and what

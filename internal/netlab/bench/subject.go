@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"tunneld/internal/netlab"
@@ -187,19 +186,4 @@ func (w *wireguard) stop() {
 	for _, s := range w.sockets {
 		os.Remove(s)
 	}
-}
-
-// residentMiB is the memory a process holds, in MiB (VmRSS of proc(5)).
-func residentMiB(p *proc) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		var kib float64
-		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kib); n == 1 {
-			return kib / 1024, nil
-		}
-	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmRSS", p.PID())
 }
