@@ -83,7 +83,7 @@ func TestIperfReceived(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{"-rounds", "0"}, {"-seconds", "0"}, {"extra"}, {"-nonsense"}} {
+	for _, args := range [][]string{{"-rounds", "0"}, {"-seconds", "0"}, {"extra"}, {"data", "extra"}, {"-nodes", "0"}, {"-nonsense"}} {
 		var out, errs strings.Builder
 		if got := run(context.Background(), args, &out, &errs); got != 2 || out.Len() > 0 || errs.Len() == 0 {
 			t.Errorf("run(%q) = %d, stdout %q, stderr %q, want 2 and a word on stderr", args, got, out.String(), errs.String())
