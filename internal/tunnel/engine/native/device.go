@@ -47,7 +47,7 @@ type Device struct {
 
 var _ engine.Device = (*Device)(nil)
 
-// newDevice starts a device on t. It owns t if it returns no error.
+// newDevice makes a device on t. It owns t if it returns no error.
 func newDevice(e *Engine, t *tunnel, mtu int) (*Device, error) {
 	b, err := newBell()
 	if err != nil {
@@ -60,13 +60,18 @@ func newDevice(e *Engine, t *tunnel, mtu int) (*Device, error) {
 		byKey:    make(map[engine.PublicKey]*peer),
 	}
 	d.routes.Store(new(bart.Table[*peer]))
-	d.queues = len(t.fds)
+	return d, nil
+}
+
+// move starts the threads that read from the device. The caller holds the
+// engine's mu.
+func (d *Device) move() {
+	d.queues = len(d.tun.fds)
 	widen(d.queues)
-	for i := range t.fds {
+	for i := range d.tun.fds {
 		out := newOutbound(d, i)
 		d.threads.Go(out.run)
 	}
-	return d, nil
 }
 
 // Name is the interface's name in the kernel.
@@ -128,6 +133,9 @@ func (d *Device) Add(s engine.Session) error {
 	}
 	p.setDeadline(s.Deadline)
 	p.configure(s, created)
+	if created {
+		p.adopt(now())
+	}
 	d.routeLocked(p, s.AllowedIPs)
 	p.gate.Store(uint32(s.Gate))
 	return nil
@@ -340,16 +348,25 @@ func (d *Device) Stats(id session.ID) (engine.Stats, error) {
 }
 
 // Close removes the interface and waits for what Open started.
-func (d *Device) Close() error {
+func (d *Device) Close() error { return d.end(false) }
+
+// end is Close, or part of a HandOver: then keys and interface stay.
+func (d *Device) end(handOver bool) error {
 	d.once.Do(func() {
+		if handOver {
+			d.tun.lengthen()
+		}
 		d.engine.forget(d)
 		d.bell.ring()
 		d.threads.Wait()
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.closed = true
-		for _, p := range d.sessions {
-			p.remove()
+		if !handOver {
+			for _, p := range d.sessions {
+				p.remove()
+			}
+			defer d.engine.legacy.forget(tunPrefix + d.tun.name)
 		}
 		d.routes.Store(new(bart.Table[*peer]))
 		clear(d.byKey)

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"tunneld/internal/event"
+	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/udp"
 )
@@ -53,6 +54,17 @@ type Config struct {
 	// Queues is how many threads read from each TUN device. Zero: one for each
 	// processor, up to four.
 	Queues int
+	// Keeper, if there is one, keeps what a process after this one can go on
+	// with: sockets, TUN devices, and a memory file with the live keypairs.
+	Keeper Keeper
+	// Inherited is what the process before this one had kept. New owns the
+	// descriptors, also when it fails.
+	Inherited []Descriptor
+	// Journal names the journal that the sessions are in: keypairs left by a
+	// process with another one are of no use.
+	Journal session.ID
+	// AllowSwap lets keys lie in memory that may reach a swap.
+	AllowSwap bool
 	// Log may be nil: nothing is logged.
 	Log *slog.Logger
 }
@@ -65,6 +77,7 @@ type Engine struct {
 	sockets []*socket
 	path    atomic.Uint32 // generation: the host's addresses and routes changed that often
 	table   *table
+	legacy  *legacy
 	agenda  *agenda
 	greeter *greeter
 	bell    *bell
@@ -81,6 +94,8 @@ type Engine struct {
 	mu      sync.Mutex                // guards changes of devices and everything below
 	devices atomic.Pointer[[]*Device] // those open now
 	closed  bool
+	moving  bool          // packets move
+	moved   chan struct{} // closed when they do
 }
 
 // counts are the datagrams and packets that were dropped, by cause. Those that
@@ -103,39 +118,64 @@ type counts struct {
 
 var _ engine.Engine = (*Engine)(nil)
 
-// New binds the UDP port. Errors: [engine.ErrPortTaken] and, where the
-// mark may not be set or the port not be bound, [engine.ErrNotPermitted].
+// New binds the UDP port, or goes on with the sockets of the process before.
+// Errors: [engine.ErrPortTaken]; where the mark may not be set or the port not
+// be bound, [engine.ErrNotPermitted]; [memfile.ErrInUse] where another process
+// moves packets with what was inherited, [memfile.ErrSwap] where the memory
+// file could reach a disk.
 func New(c Config) (*Engine, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	conns := c.Sockets
-	if len(conns) == 0 {
-		var err error
-		if conns, err = udp.Listen(c.Listen); err != nil {
-			return nil, err
-		}
+	l, err := newLegacy(c, now())
+	if err != nil {
+		udp.CloseAll(c.Sockets)
+		return nil, err
 	}
-	e := &Engine{config: c, log: c.Log, limit: rate.NewLimiter(rate.Every(10*time.Second), 5), table: newTable()}
+	e := &Engine{
+		config: c, log: c.Log, limit: rate.NewLimiter(rate.Every(10*time.Second), 5),
+		legacy: l, table: newTable(l.mixing(), l.indices()), moved: make(chan struct{}),
+	}
 	e.devices.Store(new([]*Device))
 	e.control.sender = newSender(e, controlArena)
 	e.agenda, e.greeter = newAgenda(), newGreeter(e)
-	var err error
-	if e.bell, err = newBell(); err != nil {
-		udp.CloseAll(conns)
+	if err := e.openSockets(); err != nil {
+		e.closeDescriptors()
 		return nil, err
-	}
-	for i, conn := range conns {
-		s, err := newSocket(conn, c.Mark, !c.NoOffload)
-		if err != nil {
-			udp.CloseAll(conns[i+1:])
-			e.closeDescriptors()
-			return nil, err
-		}
-		e.sockets = append(e.sockets, s)
 	}
 	e.start()
 	return e, nil
+}
+
+// openSockets makes what Close closes.
+func (e *Engine) openSockets() (err error) {
+	conns, kept := e.config.Sockets, false
+	if len(conns) == 0 {
+		conns, kept = e.legacy.sockets(e.config.Listen)
+	}
+	if len(conns) == 0 {
+		if conns, err = udp.Listen(e.config.Listen); err != nil {
+			return err
+		}
+	}
+	if e.bell, err = newBell(); err != nil {
+		udp.CloseAll(conns)
+		return err
+	}
+	var fds []int
+	for i, conn := range conns {
+		s, err := newSocket(conn, e.config.Mark, !e.config.NoOffload)
+		if err != nil {
+			udp.CloseAll(conns[i+1:])
+			return err
+		}
+		e.sockets = append(e.sockets, s)
+		fds = append(fds, s.fd)
+	}
+	if !kept {
+		e.legacy.keep(socketName, fds...)
+	}
+	return nil
 }
 
 // widen gives the runtime a processor more for each thread that will wait in a
@@ -146,20 +186,23 @@ func widen(threads int) { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + threads) }
 
 // start starts what Close ends.
 func (e *Engine) start() {
-	widen(len(e.sockets))
-	for _, s := range e.sockets {
-		in := newInbound(e, s)
-		e.threads.Go(in.run)
-	}
 	e.threads.Go(e.greeter.run)
 	e.threads.Go(e.agenda.run)
+	if e.legacy.unclaimed() {
+		e.threads.Go(e.awaitSettled)
+	} else {
+		e.move()
+	}
 }
 
 func (e *Engine) closeDescriptors() {
 	for _, s := range e.sockets {
 		s.close()
 	}
-	e.bell.close()
+	if e.bell != nil {
+		e.bell.close()
+	}
+	e.legacy.close()
 }
 
 // Port is the UDP port of every device.
@@ -179,24 +222,45 @@ func (e *Engine) socketFor(to *udp.Endpoint) *socket {
 	return nil
 }
 
-// Open makes the interface c.Interface and starts moving packets.
+// Open makes the interface c.Interface, or goes on with what the process before
+// this one had of it, and starts moving packets.
 func (e *Engine) Open(c engine.DeviceConfig) (engine.Device, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
 		return nil, engine.ErrClosed
 	}
-	t, err := openTUN(c, e.config.Queues, !e.config.NoOffload)
+	name := tunPrefix + c.Interface
+	t, err := adoptTUN(c, e.legacy.take(name), !e.config.NoOffload)
 	if err != nil {
-		return nil, err
+		e.log.Warn("interface not taken over", event.KeyTunnel, c.Interface, event.KeyErr, err)
+		e.legacy.forget(name)
 	}
-	d, err := newDevice(e, t, c.MTU)
+	if t == nil {
+		if t, err = openTUN(c, e.config.Queues, !e.config.NoOffload); err != nil {
+			return nil, err
+		}
+		e.legacy.keep(name, t.fds...)
+	}
+	d, err := e.attachLocked(t, c.MTU)
 	if err != nil {
 		t.close()
 		return nil, err
 	}
+	return d, nil
+}
+
+// attachLocked makes a device on t. It owns t if it returns no error.
+func (e *Engine) attachLocked(t *tunnel, mtu int) (*Device, error) {
+	d, err := newDevice(e, t, mtu)
+	if err != nil {
+		return nil, err
+	}
 	devices := append(slices.Clone(*e.devices.Load()), d)
 	e.devices.Store(&devices)
+	if e.moving {
+		d.move()
+	}
 	return d, nil
 }
 
@@ -208,8 +272,12 @@ func (e *Engine) forget(d *Device) {
 	e.devices.Store(&devices)
 }
 
-// Close ends every device, waits for what they started, and frees the port.
-func (e *Engine) Close() error {
+// Close ends every device, waits for what they started, frees the port, and
+// wipes all keys. A process after this one has nothing to go on with.
+func (e *Engine) Close() error { return e.end(false) }
+
+// end is Close or HandOver.
+func (e *Engine) end(handOver bool) error {
 	e.mu.Lock()
 	if e.closed {
 		e.mu.Unlock()
@@ -217,15 +285,22 @@ func (e *Engine) Close() error {
 	}
 	e.closed = true
 	e.mu.Unlock()
-	var errs []error
-	for _, d := range *e.devices.Load() {
-		errs = append(errs, d.Close())
-	}
 	e.bell.ring()
 	e.agenda.stop()
 	e.greeter.stop()
-	e.threads.Wait()
-	widen(-len(e.sockets))
+	e.threads.Wait() // first, because what they have in hand is for the devices
+	if e.moving {
+		widen(-len(e.sockets))
+	}
+	var errs []error
+	for _, d := range *e.devices.Load() {
+		errs = append(errs, d.end(handOver))
+	}
+	if !handOver {
+		e.wipe(e.legacy.rest())
+		e.legacy.forget(socketName)
+		e.legacy.forget(memoryName)
+	}
 	e.closeDescriptors()
 	return errors.Join(errs...)
 }

@@ -213,7 +213,7 @@ func (p *peer) answerLocked(in *noise.Initiation, from *udp.Endpoint, t noise.In
 	if p.handshake != nil {
 		keys.Crossed = p.handshake.Index()
 	}
-	pair := noise.NewKeypair(&keys)
+	pair := p.keypairLocked(entry, &keys)
 	dropped := p.ring.Responded(pair)
 	p.buryLocked(dropped[:]...)
 	entry.fresh.Store(true)
@@ -234,7 +234,7 @@ func (p *peer) respondedLocked(entry *entry, b []byte, from *udp.Endpoint, t noi
 	if !p.consumeLocked(b, &keys, t) {
 		return false
 	}
-	pair := noise.NewKeypair(&keys)
+	pair := p.keypairLocked(entry, &keys)
 	dropped := p.ring.Initiated(pair, t)
 	p.buryLocked(dropped[:]...)
 	entry.pair.Store(pair)

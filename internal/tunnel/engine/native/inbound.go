@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tunneld/internal/tunnel/engine/memfile"
 	"tunneld/internal/tunnel/engine/noise"
 )
 
@@ -25,6 +26,8 @@ type inbound struct {
 	coalescer coalescer
 	vectors   [maxPieces + 2]unix.Iovec
 	device    *Device // whose packets are in coalescer
+	hand      *memfile.Hand
+	held      int // datagrams of this batch, as far as they were counted
 	now       noise.Instant
 
 	// The datagrams of a batch mostly belong together: what was found for the
@@ -42,18 +45,19 @@ type inbound struct {
 }
 
 func newInbound(e *Engine, s *socket) *inbound {
-	return &inbound{e: e, receiver: newReceiver(e, s)}
+	return &inbound{e: e, receiver: newReceiver(e, s), hand: e.legacy.hand()}
 }
 
 // run receives until the engine is closed.
 func (in *inbound) run() {
 	w := newWaiter(in.receiver.s.fd, in.e.bell)
+	defer in.e.legacy.putBack(in.hand)
 	for {
 		n, err := in.receiver.read()
 		switch {
 		case err == nil:
 			in.batch(n)
-			if n == messages { // there may be more
+			if n == messages && !w.rung() { // there may be more
 				continue
 			}
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
@@ -71,6 +75,7 @@ func (in *inbound) run() {
 
 // batch moves the first n messages.
 func (in *inbound) batch(n int) {
+	in.holds(n)
 	in.now = now()
 	in.coalescer.reset()
 	for i := range n {
@@ -79,10 +84,20 @@ func (in *inbound) batch(n int) {
 	}
 	in.write()
 	in.device, in.owner, in.src = nil, nil, netip.Addr{}
+	in.holds(0)
+}
+
+// holds says how many datagrams this thread has in hand.
+func (in *inbound) holds(n int) {
+	in.held = n
+	in.hand.Holds(n)
 }
 
 // message moves the datagrams of one message.
 func (in *inbound) message(m *message) {
+	if more := len(m.data) - m.Size; more > 0 {
+		in.holds(in.held + (more+m.Size-1)/m.Size)
+	}
 	for data := m.data; len(data) > 0; {
 		b := data[:min(m.Size, len(data))]
 		data = data[len(b):]

@@ -3,11 +3,13 @@ package native
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"crypto/rand"
 
+	"tunneld/internal/tunnel/engine/memfile"
 	"tunneld/internal/tunnel/engine/noise"
 )
 
@@ -27,6 +29,7 @@ type entry struct {
 	index uint32
 	peer  *peer
 	pair  atomic.Pointer[noise.Keypair]
+	slot  *memfile.Slot // where pair lies, if that outlives the process; guarded by peer.mu
 	top   atomic.Uint64 // the highest counter that opened, as far as was noted
 	fresh atomic.Bool   // nothing was received with pair, and the peer's first packet makes it the current one
 }
@@ -48,21 +51,58 @@ type table struct {
 	next int        // first of free
 }
 
-func newTable() *table {
+// newMixing is how the indices of a new table are mixed.
+func newMixing() [2]uint32 {
 	var b [8]byte
 	rand.Read(b[:])
-	t := &table{multiply: binary.LittleEndian.Uint32(b[:]) | 1, add: binary.LittleEndian.Uint32(b[4:]), limit: maxSlots / chunkSize}
+	return [2]uint32{binary.LittleEndian.Uint32(b[:]) | 1, binary.LittleEndian.Uint32(b[4:])}
+}
+
+// newTable makes a table with the mixing given. taken are indices that a table
+// with the same mixing gave out: nobody gets their slots until adopt or release.
+func newTable(mixing [2]uint32, taken []uint32) *table {
+	t := &table{multiply: mixing[0], add: mixing[1], limit: maxSlots / chunkSize}
 	t.inverse = t.multiply
 	for range 5 { // Newton's iteration doubles the bits that are right, of which three are to begin with
 		t.inverse *= 2 - t.multiply*t.inverse
 	}
 	t.chunks.Store(new([]*[chunkSize]atomic.Pointer[entry]))
+	t.reserve(taken)
 	return t
+}
+
+func (t *table) slot(index uint32) uint32 { return (index - t.add) * t.inverse & (maxSlots - 1) }
+
+// reserve takes the slots of indices out of those that are free.
+func (t *table) reserve(indices []uint32) {
+	taken := make(map[uint32]bool)
+	for _, index := range indices {
+		slot := t.slot(index)
+		taken[slot] = true
+		for int(slot>>chunkBits) >= len(*t.chunks.Load()) {
+			t.growLocked() // nobody else knows t yet
+		}
+	}
+	t.free = slices.DeleteFunc(t.free, func(slot uint32) bool { return taken[slot] })
+}
+
+// adopt makes an entry of a reserved index.
+func (t *table) adopt(index uint32, p *peer) *entry {
+	e, slot := &entry{index: index, peer: p}, t.slot(index)
+	(*t.chunks.Load())[slot>>chunkBits][slot%chunkSize].Store(e)
+	return e
+}
+
+// release frees the slot of a reserved index.
+func (t *table) release(index uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.free = append(t.free, t.slot(index))
 }
 
 // find is the entry of an index, or nil. Any thread.
 func (t *table) find(index uint32) *entry {
-	slot := (index - t.add) * t.inverse & (maxSlots - 1)
+	slot := t.slot(index)
 	chunks := *t.chunks.Load()
 	if int(slot>>chunkBits) >= len(chunks) {
 		return nil
@@ -115,7 +155,7 @@ func (t *table) drop(e *entry) {
 	if e == nil {
 		return
 	}
-	slot := (e.index - t.add) * t.inverse & (maxSlots - 1)
+	slot := t.slot(e.index)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if (*t.chunks.Load())[slot>>chunkBits][slot%chunkSize].CompareAndSwap(e, nil) {

@@ -6,7 +6,7 @@ import (
 )
 
 func TestTable(t *testing.T) {
-	table := newTable()
+	table := newTable(newMixing(), nil)
 	var all []*entry
 	seen := make(map[uint32]bool)
 	for range 3 * chunkSize {
@@ -50,7 +50,7 @@ func TestTable(t *testing.T) {
 }
 
 func TestTableFull(t *testing.T) {
-	table := newTable()
+	table := newTable(newMixing(), nil)
 	table.limit = 2
 	for range 2 * chunkSize {
 		if _, err := table.take(nil); err != nil {
@@ -64,7 +64,7 @@ func TestTableFull(t *testing.T) {
 
 // TestTableReaders looks indices up while others come and go.
 func TestTableReaders(t *testing.T) {
-	table := newTable()
+	table := newTable(newMixing(), nil)
 	kept, err := table.take(nil)
 	if err != nil {
 		t.Fatal(err)

@@ -51,12 +51,10 @@ func newLoop(t *testing.T) *loop {
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20)
 	}
-	d, err := newDevice(e, &tunnel{name: "loop", fds: fds[:1]}, 1420)
+	d, err := e.attachLocked(&tunnel{name: "loop", fds: fds[:1]}, 1420)
 	if err != nil {
 		t.Fatal(err)
 	}
-	devices := []*Device{d}
-	e.devices.Store(&devices)
 	l := &loop{t: t, engine: e, device: d, host: fds[1]}
 	l.private, l.public = enginetest.NewKey(t)
 	if err := d.SetPrivateKey(secret.New(l.private)); err != nil {

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"sync"
 
 	"github.com/gaissmai/bart"
 	"golang.org/x/sys/unix"
 
+	"tunneld/internal/tunnel/engine/memfile"
 	"tunneld/internal/tunnel/engine/noise"
 	"tunneld/internal/tunnel/engine/udp"
 )
@@ -24,6 +26,8 @@ type outbound struct {
 	memory []byte
 	cutter cutter
 	sender *sender
+	hand   *memfile.Hand
+	held   int // packets that were read and not yet sent
 	now    noise.Instant
 	routes *bart.Table[*peer] // of this batch
 
@@ -42,18 +46,23 @@ type outbound struct {
 
 func newOutbound(d *Device, queue int) *outbound {
 	// Behind the largest packet there is room for padding.
-	return &outbound{d: d, queue: queue, memory: make([]byte, vnetLen+maxPacket+noise.PaddingMultiple), sender: newSender(d.engine, arenaSize)}
+	return &outbound{d: d, queue: queue, memory: make([]byte, vnetLen+maxPacket+noise.PaddingMultiple), sender: newSender(d.engine, arenaSize), hand: d.engine.legacy.hand()}
 }
 
 // run reads until the device is closed.
 func (o *outbound) run() {
 	w := newWaiter(o.d.tun.fds[o.queue], o.d.bell)
+	defer o.d.engine.legacy.putBack(o.hand)
+	empty := sync.OnceFunc(o.d.tun.drained)
 	for {
 		err := o.batch()
 		switch {
-		case err == nil || errors.Is(err, unix.EINTR):
-			continue
+		case err == nil || errors.Is(err, unix.EINTR): // there may be more
+			if w.rung() {
+				return
+			}
 		case errors.Is(err, unix.EAGAIN):
+			empty()
 			if !w.wait() {
 				return
 			}
@@ -79,6 +88,7 @@ func (o *outbound) batch() error {
 		if err != nil {
 			return err
 		}
+		o.holds(o.held + 1)
 		if err := o.cutter.load(o.memory[:n]); err != nil {
 			o.d.engine.counts.badPacket.Add(1)
 			continue
@@ -88,15 +98,23 @@ func (o *outbound) batch() error {
 		}
 		if o.sender.waiting() >= flushAt {
 			o.sender.flush()
+			o.holds(0)
 		}
 	}
 	return nil
+}
+
+// holds says how many packets this thread has in hand, as the host gave them.
+func (o *outbound) holds(n int) {
+	o.held = n
+	o.hand.Holds(n)
 }
 
 // finish ends a batch.
 func (o *outbound) finish() {
 	o.settle(nil)
 	o.sender.flush()
+	o.holds(0)
 }
 
 // packet sends one packet to whom it belongs.

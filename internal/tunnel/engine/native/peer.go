@@ -245,7 +245,10 @@ func (p *peer) installLocked(t noise.Instant) {
 }
 
 // publishLocked shows the data path the current keypair.
-func (p *peer) publishLocked() { p.current.Store(p.ring.Current) }
+func (p *peer) publishLocked() {
+	p.keepPlaceLocked()
+	p.current.Store(p.ring.Current)
+}
 
 // buryLocked wipes keypairs that have left the ring, and frees their indices.
 func (p *peer) buryLocked(pairs ...*noise.Keypair) {
@@ -378,6 +381,7 @@ func (p *peer) goesToLocked(addr netip.AddrPort) {
 	} else {
 		p.endpoint.Store(udp.NewRouted(addr))
 	}
+	p.keepPlaceLocked()
 }
 
 // heard is called for packets that opened: the peer is at from. octets is what
@@ -412,4 +416,5 @@ func (p *peer) moveLocked(from *udp.Endpoint, octets int, proved bool) {
 		from = udp.NewRouted(from.Dst)
 	}
 	p.endpoint.Store(from)
+	p.keepPlaceLocked()
 }

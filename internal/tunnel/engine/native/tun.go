@@ -27,8 +27,9 @@ const (
 type tunnel struct {
 	name string
 	fds  []int
-	tcp  atomic.Bool // large TCP packets may be written
-	udp  atomic.Bool // large UDP packets may be written
+	tcp  atomic.Bool  // large TCP packets may be written
+	udp  atomic.Bool  // large UDP packets may be written
+	long atomic.Int32 // queues that are still to be drained after they were taken over
 
 	// mu is held for reading by the threads of sockets while they write. The
 	// queues' own threads have ended when close is called.
@@ -57,6 +58,71 @@ func openTUN(c engine.DeviceConfig, queues int, offload bool) (*tunnel, error) {
 		return nil, fmt.Errorf("interface %s: %w", c.Interface, engine.Permission(err))
 	}
 	return t, nil
+}
+
+// adoptTUN goes on with the queues of an interface that another process had.
+// It owns them; nil without an error if there are none.
+func adoptTUN(c engine.DeviceConfig, fds []int, offload bool) (*tunnel, error) {
+	if len(fds) == 0 {
+		return nil, nil
+	}
+	t := &tunnel{name: c.Interface, fds: fds}
+	for _, fd := range fds {
+		ifr, err := unix.NewIfreq("")
+		if err == nil {
+			err = unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr)
+		}
+		if err == nil && ifr.Name() != c.Interface {
+			err = fmt.Errorf("it is %s now", ifr.Name())
+		}
+		if err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+		if err != nil {
+			t.close()
+			return nil, err
+		}
+	}
+	if offload {
+		t.setOffloads()
+	}
+	if err := t.setMTU(c.MTU); err != nil {
+		t.close()
+		return nil, err
+	}
+	t.long.Store(int32(len(fds)))
+	return t, nil
+}
+
+// Lengths of a TUN device's queues, in packets: what the kernel gives it, and
+// what holds nearly a second of 10,000 packets a second while nobody reads.
+const (
+	queueLen     = 500
+	longQueueLen = 8192
+)
+
+// lengthen makes room for what arrives while one process hands over to the
+// next. Where an administrator has chosen a length, it stays.
+func (t *tunnel) lengthen() { t.changeQueueLen(queueLen, longQueueLen) }
+
+// drained is told by the thread of a queue that the queue is empty. When the
+// last of them is, the length becomes what it was: a long queue is a slow one.
+func (t *tunnel) drained() {
+	if t.long.Add(-1) == 0 {
+		t.changeQueueLen(longQueueLen, queueLen)
+	}
+}
+
+// changeQueueLen changes the length of the queues if it is as expected. If it
+// cannot be done, more packets may be lost, or wait longer.
+func (t *tunnel) changeQueueLen(from, to uint32) {
+	_ = t.control(func(fd int, ifr *unix.Ifreq) error {
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFTXQLEN, ifr); err != nil || ifr.Uint32() != from {
+			return err
+		}
+		ifr.SetUint32(to)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFTXQLEN, ifr)
+	})
 }
 
 // attach makes a new interface with that many queues. One that is there already
@@ -108,6 +174,14 @@ func (t *tunnel) setOffloads() {
 }
 
 func (t *tunnel) setMTU(mtu int) error {
+	return t.control(func(fd int, ifr *unix.Ifreq) error {
+		ifr.SetUint32(uint32(mtu))
+		return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr)
+	})
+}
+
+// control calls f with a descriptor for requests about the interface.
+func (t *tunnel) control(f func(fd int, ifr *unix.Ifreq) error) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -117,8 +191,7 @@ func (t *tunnel) setMTU(mtu int) error {
 	if err != nil {
 		return err
 	}
-	ifr.SetUint32(uint32(mtu))
-	return unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr)
+	return f(fd, ifr)
 }
 
 // close removes the interface, unless it is persistent.

@@ -49,6 +49,12 @@ func (w *waiter) wait() bool {
 	}
 }
 
+// rung reports whether the bell has rung, for a thread that has no time to wait.
+func (w *waiter) rung() bool {
+	n, err := unix.Poll(w.fds[1:], 0)
+	return n > 0 && err == nil
+}
+
 // pause waits a little, after an error that cannot be explained. It returns
 // false when the bell has rung.
 func (w *waiter) pause() bool {

@@ -293,6 +293,10 @@ func (t *Timers) traversal(now Instant) (wake Instant) {
 	return t.arm(now.Add(time.Duration(every) * time.Second))
 }
 
+// Resume is told of the newest keypair that outlived the process before this
+// one: no new one is made without need, and this one ends when it would have.
+func (t *Timers) Resume(created Instant) (wake Instant) { return t.derived(created) }
+
 // derived is what every new keypair does.
 func (t *Timers) derived(now Instant) (wake Instant) {
 	at := now.Add(ZeroKeysAfter)

@@ -1,0 +1,340 @@
+package native
+
+import (
+	"bufio"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tunneld/internal/fdstore"
+	"tunneld/internal/secret"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
+)
+
+// These tests kill engines. Each is a process of its own: this test binary,
+// told by an environment variable to be an heir. It speaks to the store of the
+// service manager as the daemon does; the test is that manager.
+const heirVariable = "TUNNELD_ENGINE_HEIR"
+
+// A will is what an heir is to do.
+type will struct {
+	Listen  netip.AddrPort
+	Device  string // "": a pair of sockets is in the TUN device's place
+	Private []byte
+	Journal session.ID
+
+	// The one session.
+	ID       session.ID
+	Peer     engine.PublicKey
+	Allowed  []netip.Prefix
+	Endpoint netip.AddrPort
+	Dials    bool
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(heirVariable) != "" {
+		serveHeir()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// serveHeir runs an engine until its standard input says how to end it.
+func serveHeir() {
+	if err := heir(os.Stdin, os.Stdout); err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+}
+
+func heir(stdin io.Reader, stdout io.Writer) error {
+	in := bufio.NewReader(stdin)
+	var w will
+	if err := gob.NewDecoder(in).Decode(&w); err != nil {
+		return err
+	}
+	given, err := fdstore.Given(os.Getenv, os.Getpid())
+	if err != nil {
+		return err
+	}
+	c := Config{
+		Listen: w.Listen, Keeper: fdstore.Open(os.Getenv), Journal: w.Journal, AllowSwap: true,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}
+	t := &tunnel{name: "loop"}
+	for _, f := range given {
+		if f.Name == t.name {
+			t.fds = append(t.fds, f.FD)
+		} else {
+			c.Inherited = append(c.Inherited, Descriptor(f))
+		}
+	}
+	e, err := New(c)
+	if err != nil {
+		return err
+	}
+	d, err := w.device(e, t)
+	if err != nil {
+		return err
+	}
+	if err := d.SetPrivateKey(secret.New(w.Private)); err != nil {
+		return err
+	}
+	if err := d.Add(w.session()); err != nil {
+		return err
+	}
+	e.Settled()
+	fmt.Fprintln(stdout, "port", e.Port())
+	for {
+		switch line, err := in.ReadString('\n'); strings.TrimSpace(line) {
+		case "handshake":
+			if err := d.Handshake(w.ID, false); err != nil {
+				return err
+			}
+		case "hand over":
+			return e.HandOver()
+		case "close":
+			return e.Close()
+		default:
+			return fmt.Errorf("told %q: %w", line, err)
+		}
+	}
+}
+
+// device opens the TUN device, or makes one of what is in its place.
+func (w *will) device(e *Engine, t *tunnel) (engine.Device, error) {
+	if w.Device != "" {
+		return e.Open(engine.DeviceConfig{Interface: w.Device, MTU: 1420})
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.attachLocked(t, 1420)
+}
+
+// session is the session as the engine takes it.
+func (w *will) session() engine.Session {
+	return engine.Session{ID: w.ID, PeerKey: w.Peer, AllowedIPs: w.Allowed, Endpoint: w.Endpoint, Gate: engine.Open, Responder: !w.Dials}
+}
+
+// A warden is the service manager: it starts heirs, one after the other, and
+// keeps what they store.
+type warden struct {
+	t    *testing.T
+	path string
+	fd   int
+	log  *os.File
+	done chan struct{}
+
+	mu       sync.Mutex // guards everything below
+	kept     map[string][]int
+	barriers []chan struct{}
+}
+
+func newWarden(t *testing.T) *warden {
+	t.Helper()
+	w := &warden{t: t, path: filepath.Join(t.TempDir(), "notify"), done: make(chan struct{}), kept: make(map[string][]int)}
+	var err error
+	if w.log, err = os.Create(filepath.Join(t.TempDir(), "log")); err != nil {
+		t.Fatal(err)
+	}
+	if w.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		err = unix.Bind(w.fd, &unix.SockaddrUnix{Name: w.path})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	go w.run()
+	t.Cleanup(func() {
+		unix.Shutdown(w.fd, unix.SHUT_RDWR)
+		<-w.done
+		unix.Close(w.fd)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, fds := range w.kept {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}
+		w.log.Close()
+		if log, _ := os.ReadFile(w.log.Name()); t.Failed() {
+			t.Logf("log of the heirs:\n%s", log)
+		}
+	})
+	return w
+}
+
+// run does what heirs ask for.
+func (w *warden) run() {
+	defer close(w.done)
+	b, control := make([]byte, 4096), make([]byte, 4096)
+	for {
+		n, c, _, _, err := unix.Recvmsg(w.fd, b, control, unix.MSG_CMSG_CLOEXEC)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		var fds []int
+		if messages, err := unix.ParseSocketControlMessage(control[:c]); err == nil && len(messages) > 0 {
+			fds, _ = unix.ParseUnixRights(&messages[0])
+		}
+		name := ""
+		for line := range strings.Lines(string(b[:n])) {
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), "FDNAME="); ok {
+				name = value
+			}
+		}
+		w.mu.Lock()
+		switch message := string(b[:n]); {
+		case message == "BARRIER=1":
+			close(w.barriers[0])
+			w.barriers = w.barriers[1:]
+		case strings.HasPrefix(message, "FDSTOREREMOVE=1"):
+			for _, fd := range w.kept[name] {
+				unix.Close(fd)
+			}
+			delete(w.kept, name)
+		default:
+			w.kept[name] = append(w.kept[name], fds...)
+		}
+		w.mu.Unlock()
+	}
+}
+
+// catchUp waits until everything was done that heirs have asked for.
+func (w *warden) catchUp() {
+	w.t.Helper()
+	done := make(chan struct{})
+	w.mu.Lock()
+	w.barriers = append(w.barriers, done)
+	w.mu.Unlock()
+	if err := unix.Sendto(w.fd, []byte("BARRIER=1"), 0, &unix.SockaddrUnix{Name: w.path}); err != nil {
+		w.t.Fatal(err)
+	}
+	<-done
+}
+
+// names are those under which something is kept.
+func (w *warden) names() (names []string) {
+	w.t.Helper()
+	w.catchUp()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name := range w.kept {
+		names = append(names, name)
+	}
+	return names
+}
+
+// copies are duplicates of what is kept, for one more process.
+func (w *warden) copies() (files []*os.File, names []string) {
+	w.t.Helper()
+	w.catchUp()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, fds := range w.kept {
+		for _, fd := range fds {
+			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			files, names = append(files, os.NewFile(uintptr(dup), name)), append(names, name)
+		}
+	}
+	return files, names
+}
+
+// An heirProcess is one heir at work.
+type heirProcess struct {
+	*warden
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// start starts an heir, in host if one is given.
+func (w *warden) start(will will, in ...string) *heirProcess {
+	w.t.Helper()
+	files, names := w.copies()
+	// The shell becomes the heir, and knows which process that will be.
+	args := append(in, "sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
+	h := &heirProcess{warden: w, cmd: exec.Command(args[0], args[1:]...)}
+	h.cmd.Env = append(os.Environ(), heirVariable+"=1", "NOTIFY_SOCKET="+w.path,
+		fmt.Sprint("LISTEN_FDS=", len(files)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	h.cmd.ExtraFiles, h.cmd.Stderr = files, w.log
+	var err error
+	if h.in, err = h.cmd.StdinPipe(); err != nil {
+		w.t.Fatal(err)
+	}
+	out, err := h.cmd.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	h.out = bufio.NewReader(out)
+	if err := h.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	if err := gob.NewEncoder(h.in).Encode(will); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(h.kill)
+	return h
+}
+
+// ready waits until the heir moves packets, and returns its port.
+func (h *heirProcess) ready() (port uint16) {
+	h.t.Helper()
+	line, err := h.out.ReadString('\n')
+	if n, _ := fmt.Sscanf(line, "port %d", &port); n != 1 {
+		h.t.Fatalf("the heir says %q, %v", line, err)
+	}
+	return port
+}
+
+// tell gives the heir an order.
+func (h *heirProcess) tell(order string) {
+	h.t.Helper()
+	if _, err := fmt.Fprintln(h.in, order); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// wait waits until the heir has ended by itself.
+func (h *heirProcess) wait() {
+	h.t.Helper()
+	if err := h.cmd.Wait(); err != nil {
+		h.t.Fatalf("the heir ended with %v", err)
+	}
+}
+
+// kill ends the heir at whatever instruction it is.
+func (h *heirProcess) kill() {
+	if h.cmd.ProcessState == nil {
+		h.cmd.Process.Kill()
+		h.cmd.Wait()
+	}
+	h.in.Close()
+}
+
+// keep gives the warden a descriptor of its own.
+func (w *warden) keep(name string, fd int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.kept[name] = append(w.kept[name], fd)
+}
