@@ -1,6 +1,8 @@
 package native
 
 import (
+	"hash/maphash"
+	"sync/atomic"
 	"time"
 
 	"tunneld/internal/tunnel/engine/noise"
@@ -12,6 +14,11 @@ const (
 	// it full, initiations have to prove their source (WireGuard paper,
 	// section 5.3).
 	greeterQueue = 1024
+	// greeterShare is how many of them may be initiations of one source: a flood
+	// from one address leaves room for everybody else.
+	greeterShare = greeterQueue / 4
+	// greeterShares is how many sources are told apart.
+	greeterShares = 1024
 	// underLoadTime is how long that goes on after it was last so.
 	underLoadTime = time.Second
 	// limitedSources is for how many sources the rate is remembered.
@@ -20,12 +27,15 @@ const (
 
 // A greeter answers handshake messages, one after the other, in a goroutine of
 // its own, so that a flood of them costs the threads that move packets no more
-// than the check of mac1. What the queue has no room for is lost.
+// than the check of mac1. What the queue has no room for is lost, and so is what
+// is over the share of one source.
 type greeter struct {
 	e       *Engine
 	queue   chan greeting // initiations
 	answers chan greeting // to handshakes of ours: a stranger does not know their indices
 	done    chan struct{}
+	seed    maphash.Seed
+	shares  [greeterShares]atomic.Int32 // how many initiations wait, by a hash of their source
 	cookies *noise.CookieChecker
 	limiter *noise.RateLimiter
 	load    noise.Instant // when the queue was an eighth full last
@@ -33,17 +43,18 @@ type greeter struct {
 
 // A greeting is a handshake message whose mac1 is d's, or a cookie reply.
 type greeting struct {
-	d    *Device
-	from *udp.Endpoint
-	kind noise.Kind
-	n    int
-	data [noise.InitiationSize]byte
+	d     *Device
+	from  *udp.Endpoint
+	share *atomic.Int32 // of the source of an initiation
+	kind  noise.Kind
+	n     int
+	data  [noise.InitiationSize]byte
 }
 
 func newGreeter(e *Engine) *greeter {
 	return &greeter{
 		e: e, queue: make(chan greeting, greeterQueue), answers: make(chan greeting, greeterQueue), done: make(chan struct{}),
-		cookies: noise.NewCookieChecker(), limiter: noise.NewRateLimiter(limitedSources),
+		seed: maphash.MakeSeed(), cookies: noise.NewCookieChecker(), limiter: noise.NewRateLimiter(limitedSources),
 	}
 }
 
@@ -59,15 +70,32 @@ func (g *greeter) take(kind noise.Kind, b []byte, from *udp.Endpoint) {
 	}
 	m := greeting{d: d, from: from, kind: kind}
 	m.n = copy(m.data[:], b)
-	queue := g.queue
-	if kind != noise.KindInitiation {
-		queue = g.answers
+	queue := g.answers
+	if kind == noise.KindInitiation {
+		queue, m.share = g.queue, g.shareOf(from)
+		if m.share.Add(1) > greeterShare {
+			g.lose(&m)
+			return
+		}
 	}
 	select {
 	case queue <- m:
 	default:
-		g.e.counts.handshakes.Add(1)
+		g.lose(&m)
 	}
+}
+
+// shareOf is what the initiations from the given place that wait are counted in.
+func (g *greeter) shareOf(from *udp.Endpoint) *atomic.Int32 {
+	return &g.shares[maphash.Comparable(g.seed, noise.SourceOf(from.Dst.Addr()))%greeterShares]
+}
+
+// lose counts a message that there is no room for.
+func (g *greeter) lose(m *greeting) {
+	if m.share != nil {
+		m.share.Add(-1)
+	}
+	g.e.counts.handshakes.Add(1)
 }
 
 // device is whose handshake message b is.
@@ -102,6 +130,7 @@ func (g *greeter) run() {
 		case m := <-g.answers:
 			g.answer(&m)
 		case m := <-g.queue:
+			m.share.Add(-1)
 			g.greet(&m)
 		}
 	}

@@ -225,8 +225,8 @@ func TestBothInitiate(t *testing.T) {
 // it answers, everything that waited.
 func TestVictim(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)
-	front := listenLoopback(t) // where a sends to
-	home, away := listenLoopback(t), listenLoopback(t)
+	front := listenLoopback(t, 1) // where a sends to
+	home, away := listenLoopback(t, 1), listenLoopback(t, 1)
 	var moved, open atomic.Bool
 	var sent, got, asked atomic.Int64                 // octets from and to away, and initiations to it
 	pump(t, front, func(p []byte, _ netip.AddrPort) { // from a to b
@@ -270,9 +270,9 @@ func TestVictim(t *testing.T) {
 	}
 }
 
-func listenLoopback(t *testing.T) *net.UDPConn {
+func listenLoopback(t *testing.T, host byte) *net.UDPConn {
 	t.Helper()
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, host)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,6 +299,76 @@ func pump(t *testing.T, c *net.UDPConn, f func(p []byte, from netip.AddrPort)) {
 	})
 }
 
+// nobodysInitiation is one to l by somebody who has no session there.
+func nobodysInitiation(t *testing.T, l *loop) []byte {
+	t.Helper()
+	private, _ := enginetest.NewKey(t)
+	k, err := noise.NewStaticKey(secret.New(private))
+	if err != nil {
+		t.Fatal(err)
+	}
+	message, _, err := k.CreateInitiation(nil, noise.NewPeer(noise.PublicKey(l.public)), 7, now(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return message
+}
+
+func endpointAt(addr string) *udp.Endpoint {
+	return udp.NewEndpoint(netip.MustParseAddrPort(addr), udp.Source{}, 0)
+}
+
+// TestShareOfASource: however many initiations wait, one more source finds
+// room, until there are too many sources; what was answered makes room again.
+func TestShareOfASource(t *testing.T) {
+	l := newLoop(t)
+	sources := []string{"127.1.0.1:1", "127.2.0.1:1", "127.3.0.1:1", "[2001:db8::1]:1"}
+	g := newGreeter(l.engine) // which nobody runs
+	for shares := 0; shares < len(sources); {
+		g = newGreeter(l.engine) // until none of the sources' hashes collide
+		different := map[*atomic.Int32]bool{}
+		for _, s := range sources {
+			different[g.shareOf(endpointAt(s))] = true
+		}
+		shares = len(different)
+	}
+	message := nobodysInitiation(t, l)
+	initiations := func(from string, n int) (room int) {
+		before := len(g.queue)
+		for range n {
+			g.take(noise.KindInitiation, message, endpointAt(from))
+		}
+		return len(g.queue) - before
+	}
+	for _, c := range []struct {
+		from string
+		want int
+	}{
+		{sources[0], greeterShare},
+		{"127.1.0.1:2", 0}, // another port only
+		{sources[3], greeterShare},
+		{"[2001:db8::2]:1", 0}, // of the same /64
+		{sources[1], greeterShare},
+		{sources[2], greeterShare},
+		{"127.4.0.1:1", 0}, // the queue is full
+	} {
+		if got := initiations(c.from, greeterShare+1); got != c.want {
+			t.Errorf("%s: room for %d, want %d", c.from, got, c.want)
+		}
+	}
+	if n := l.engine.counts.handshakes.Load(); n != 7*(greeterShare+1)-4*greeterShare {
+		t.Errorf("%d counted as lost, want %d", n, 7*(greeterShare+1)-4*greeterShare)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); g.run() }()
+	enginetest.Eventually(t, "all are answered", func() bool { return len(g.queue) == 0 && g.shareOf(endpointAt(sources[2])).Load() == 0 })
+	g.stop()
+	<-done
+	if got := initiations(sources[0], 2*greeterShare); got != greeterShare {
+		t.Errorf("later there is room for %d, want %d", got, greeterShare)
+	}
+}
+
 // TestFloodOfInitiations has somebody who knows the gateway's key, but is
 // nobody, send initiations without end: handshakes of others come through, with
 // a cookie, and packets pass.
@@ -306,22 +376,14 @@ func TestFloodOfInitiations(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)
 	id := sessions(a, b, b.addr())
 	passesOn(t, a, b, 1, 2, "before")
-	stranger := listenLoopback(t)
+	stranger := listenLoopback(t, 2) // another source than a's
 	var cookies atomic.Int64
 	pump(t, stranger, func(p []byte, _ netip.AddrPort) {
 		if noise.Classify(p) == noise.KindCookieReply {
 			cookies.Add(1)
 		}
 	})
-	private, _ := enginetest.NewKey(t)
-	k, err := noise.NewStaticKey(secret.New(private))
-	if err != nil {
-		t.Fatal(err)
-	}
-	message, _, err := k.CreateInitiation(nil, noise.NewPeer(noise.PublicKey(b.public)), 7, now(), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
+	message := nobodysInitiation(t, b)
 	var flood sync.WaitGroup
 	done := make(chan struct{})
 	defer flood.Wait()
@@ -436,7 +498,7 @@ func TestWaitingEnds(t *testing.T) {
 // TestReplay sends each datagram twice.
 func TestReplay(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)
-	front, back := listenLoopback(t), listenLoopback(t)
+	front, back := listenLoopback(t, 1), listenLoopback(t, 1)
 	pump(t, front, func(p []byte, _ netip.AddrPort) {
 		back.WriteToUDPAddrPort(p, b.addr())
 		back.WriteToUDPAddrPort(p, b.addr())

@@ -39,7 +39,7 @@ type tap struct {
 }
 
 func newTap(t *testing.T) *tap {
-	w := &tap{t: t, front: listenLoopback(t), back: listenLoopback(t), nonces: make(map[[12]byte]bool)}
+	w := &tap{t: t, front: listenLoopback(t, 1), back: listenLoopback(t, 1), nonces: make(map[[12]byte]bool)}
 	for _, c := range []*net.UDPConn{w.front, w.back} {
 		raw, _ := c.SyscallConn()
 		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20) })

@@ -23,7 +23,7 @@ func TestSender(t *testing.T) {
 		var conns []*net.UDPConn
 		var to []*udp.Endpoint
 		for range 2 {
-			c := listenLoopback(t)
+			c := listenLoopback(t, 1)
 			defer c.Close()
 			c.SetReadBuffer(8 << 20)
 			conns = append(conns, c)

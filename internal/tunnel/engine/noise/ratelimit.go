@@ -14,8 +14,7 @@ const (
 	handshakeCost       = Instant(time.Second / handshakesPerSecond)
 )
 
-// RateLimiter bounds handshake messages by source: an IPv4 address, or an IPv6
-// /64. Its memory is fixed when it is made, and no source can make it do more
+// RateLimiter bounds handshake messages by source (SourceOf). Its memory is fixed when it is made, and no source can make it do more
 // work than another: a source has four places where it may stand, and the one
 // that was silent longest gives way. So a flood from many addresses costs a
 // known source its history, never its next message. It is for one goroutine.
@@ -39,7 +38,7 @@ func NewRateLimiter(sources int) *RateLimiter {
 
 // Allow takes one message of src and reports whether it may be looked at.
 func (l *RateLimiter) Allow(src netip.Addr, now Instant) bool {
-	source := sourceOf(src)
+	source := SourceOf(src)
 	set := &l.buckets[maphash.Comparable(l.seed, source)%uint64(len(l.buckets))]
 	place := &set[0]
 	for i := range set {
@@ -62,8 +61,9 @@ func (l *RateLimiter) Allow(src netip.Addr, now Instant) bool {
 	return true
 }
 
-// sourceOf is what shares one bucket.
-func sourceOf(src netip.Addr) netip.Addr {
+// SourceOf is whom a message from src is put down to: an IPv4 address, or an
+// IPv6 /64.
+func SourceOf(src netip.Addr) netip.Addr {
 	src = src.Unmap().WithZone("")
 	if src.Is6() {
 		if p, err := src.Prefix(64); err == nil {
