@@ -374,6 +374,26 @@ func TestReaderWhoStopsReadingIsCut(t *testing.T) {
 	})
 }
 
+// TestWhatHappenedBeforeTheEndIsTold: a daemon that stops first tells those who
+// follow what they have not been told.
+func TestWhatHappenedBeforeTheEndIsTold(t *testing.T) {
+	s := newServer(&fake{}, testLog(t))
+	for range 50 { // of two things that are due, select takes either
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		next := make(chan Event, 2)
+		next <- Event{Event: "node-invited"}
+		next <- Event{Event: "node-enrolled"}
+		w := httptest.NewRecorder()
+		s.stream(w, httptest.NewRequestWithContext(ctx, "GET", "/v1/events?follow=true", nil), nil, next)
+		got := w.Body.String()
+		first, second, end := strings.Index(got, "node-invited"), strings.Index(got, "node-enrolled"), strings.Index(got, errStopping.Message)
+		if first < 0 || second < first || end < second {
+			t.Fatalf("told %q, want both events, then the end", got)
+		}
+	}
+}
+
 func TestServeSaysThatTheListenerBroke(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := Listen(path)

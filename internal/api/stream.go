@@ -71,6 +71,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, past []Event, ne
 	for next != nil {
 		select {
 		case <-r.Context().Done():
+			sendWaiting(next, send)
 			send(eventLine{Error: errStopping})
 			return
 		case e, ok := <-next:
@@ -85,6 +86,20 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, past []Event, ne
 			if !send(eventLine{Event: &e}) {
 				return
 			}
+		}
+	}
+}
+
+// sendWaiting sends what happened before the end and was not sent yet.
+func sendWaiting(next <-chan Event, send func(eventLine) bool) {
+	for {
+		select {
+		case e, ok := <-next:
+			if !ok || !send(eventLine{Event: &e}) {
+				return
+			}
+		default:
+			return
 		}
 	}
 }
