@@ -25,6 +25,10 @@ const holdVariable = "TUNNELD_MEMFILE_HOLD"
 var journal = session.ID{7}
 
 func TestMain(m *testing.M) {
+	if what := os.Getenv(stepVariable); what != "" {
+		fmt.Println(act(what))
+		return
+	}
 	if os.Getenv(holdVariable) == "" {
 		os.Exit(m.Run())
 	}

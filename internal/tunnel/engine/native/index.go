@@ -144,8 +144,10 @@ func (t *table) growLocked() bool {
 	}
 	chunks := append(old[:len(old):len(old)], new([chunkSize]atomic.Pointer[entry]))
 	t.chunks.Store(&chunks)
+	var start [4]byte
+	rand.Read(start[:]) // so that the next process does not begin with the same
 	for i := range uint32(chunkSize) {
-		t.free = append(t.free, uint32(len(old))<<chunkBits|i)
+		t.free = append(t.free, uint32(len(old))<<chunkBits|(binary.LittleEndian.Uint32(start[:])+i)%chunkSize)
 	}
 	return true
 }

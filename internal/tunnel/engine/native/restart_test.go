@@ -22,6 +22,14 @@ import (
 	"tunneld/internal/tunnel/engine/noise"
 )
 
+// A nonce is a counter under one keypair: the one that an index was told for
+// last.
+type nonce struct {
+	index   [4]byte
+	told    uint32
+	counter uint64
+}
+
 // A tap is the wire between an heir and an engine of the test's. It sees every
 // datagram, and says so if one nonce is used twice.
 type tap struct {
@@ -31,15 +39,16 @@ type tap struct {
 	greetings   atomic.Int64 // handshake messages
 	sent        atomic.Int64 // datagrams of the heir
 
-	mu     sync.Mutex // guards everything below
-	nonces map[[12]byte]bool
+	mu     sync.Mutex         // guards everything below
+	names  map[[4]byte]uint32 // how often an index was told in a handshake: each time for another keypair
+	nonces map[nonce]bool
 	toHeir [][]byte // transport messages
 	await  int64    // of sent
 	moment chan struct{}
 }
 
 func newTap(t *testing.T) *tap {
-	w := &tap{t: t, front: listenLoopback(t, 1), back: listenLoopback(t, 1), nonces: make(map[[12]byte]bool)}
+	w := &tap{t: t, front: listenLoopback(t, 1), back: listenLoopback(t, 1), names: make(map[[4]byte]uint32), nonces: make(map[nonce]bool)}
 	for _, c := range []*net.UDPConn{w.front, w.back} {
 		raw, _ := c.SyscallConn()
 		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20) })
@@ -66,17 +75,19 @@ func (w *tap) fromOther(p []byte, _ netip.AddrPort) {
 
 // note keeps what a test wants to know of a datagram.
 func (w *tap) note(p []byte, heir bool) {
-	if noise.Classify(p) != noise.KindTransport {
-		w.greetings.Add(1)
-		return
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	nonce := [12]byte(p[4:16]) // receiver index and counter
-	if w.nonces[nonce] {
-		w.t.Errorf("a nonce was used twice: receiver %x, counter %d", nonce[:4], binary.LittleEndian.Uint64(nonce[4:]))
+	index := [4]byte(p[4:8]) // the sender's in handshake messages, else the receiver's
+	if noise.Classify(p) != noise.KindTransport {
+		w.greetings.Add(1)
+		w.names[index]++
+		return
 	}
-	w.nonces[nonce] = true
+	n := nonce{index, w.names[index], binary.LittleEndian.Uint64(p[8:])}
+	if w.nonces[n] {
+		w.t.Errorf("a nonce was used twice: receiver %x, counter %d", n.index, n.counter)
+	}
+	w.nonces[n] = true
 	if !heir {
 		w.toHeir = append(w.toHeir, bytes.Clone(p))
 		return
