@@ -37,7 +37,7 @@ type Manager struct {
 
 	mu    sync.Mutex // guards everything below
 	asked []string
-	next  chan api.Event
+	next  chan happening
 }
 
 var _ api.Manager = (*Manager)(nil)
@@ -307,12 +307,14 @@ func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan 
 			select {
 			case <-ctx.Done():
 				return
-			case e := <-in:
-				if e == (api.Event{}) {
+			case h := <-in:
+				if h.event == (api.Event{}) {
+					close(h.given)
 					return
 				}
 				select {
-				case out <- e:
+				case out <- h.event:
+					close(h.given)
 				case <-ctx.Done():
 					return
 				}
@@ -322,19 +324,31 @@ func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan 
 	return past(), out, nil
 }
 
-func (m *Manager) feed() chan api.Event {
+// happening is an event on its way to a reader; given is closed when he has it.
+type happening struct {
+	event api.Event
+	given chan struct{}
+}
+
+func (m *Manager) feed() chan happening {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.next == nil {
-		m.next = make(chan api.Event)
+		m.next = make(chan happening)
 	}
 	return m.next
 }
 
-// Happen gives e to one reader that follows, and waits until there is one.
+// Happen gives e to one reader that follows, and waits until he has it.
 func (m *Manager) Happen(ctx context.Context, e api.Event) error {
+	h := happening{e, make(chan struct{})}
 	select {
-	case m.feed() <- e:
+	case m.feed() <- h:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-h.given:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
