@@ -270,6 +270,10 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 			answer = Signed{a.RequestID, cert, refusal}
 		case AskArm:
 			answer = c.askArm(a)
+		case AskChange:
+			answer = c.askChange(a)
+		case AskExtend:
+			answer = c.askExtend(a)
 		case AskTicket:
 			answer = c.askTicket(a)
 		default:

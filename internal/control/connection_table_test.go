@@ -81,10 +81,10 @@ var situations = []situation{
 // What arrives, on the transport in use ("cur:"), on the one being set up
 // ("new:") and on one that was given up ("gone:"), and what else happens.
 const (
-	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN TKT DRN unknown malformed lost"
+	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN TKT DRN CHO CHA unknown malformed lost"
 	onCur    = "SCCRQ SCCRP SCCCN StopCCN ahead repeat false-ack other-header " + anywhere
 	onNew    = "SCCRQ SCCRQ-version SCCRQ-kind SCCRQ-denied SCCRP SCCRP-version SCCRP-header SCCRP-proof SCCCN SCCCN-header StopCCN-retry StopCCN-reconnect StopCCN-give-up " + anywhere
-	local    = "setup hello grace attach open close stop routes hold lifetime trouble renew rekey confirm unconfirmed ticket rebuild drain save-failed authorized granted set-up signed armed ticketed"
+	local    = "setup hello grace attach open close stop routes hold lifetime trouble renew rekey confirm unconfirmed offer extend ticket rebuild drain save-failed authorized granted set-up signed armed changed extended ticketed"
 )
 
 // on puts a prefix before each word.
@@ -133,7 +133,7 @@ var (
 	toInitiator  = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCCN new:SCCCN-header new:SCCRP-header"
 	toRequested  = strayInSetup + " new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN new:SCCCN-header"
 	toConnecting = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN-header"
-	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed ticketed ticket rebuild confirm unconfirmed" // means nothing in any state
+	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed changed extended ticketed ticket rebuild confirm unconfirmed" // means nothing in any state
 	both         = []Role{Initiator, Responder}
 )
 
@@ -173,7 +173,7 @@ func connectionRows() (rows []row) {
 		up := "established " + beside
 		add(r, up, "cur:HELLO cur:repeat", "", "arm:hello send:ACK@1")
 		add(r, up, "cur:ACK cur:FSR", "", "arm:hello")
-		add(r, up, "cur:ICRP cur:ICCN cur:KRP cur:KCN", "", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
+		add(r, up, "cur:ICRP cur:ICCN cur:KRP cur:KCN cur:CHA", "", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
 		add(r, up, "cur:CDN", "", "arm:hello arm:hello SessionDown/3 save send:ACK@1")
 		add(r, up, "cur:WEN", "", "arm:hello TroubleReported")
 		add(r, up, "cur:FSQ", "", "arm:hello send:FSR@1")
@@ -247,15 +247,25 @@ func connectionRows() (rows []row) {
 	add(i, "suspended+", "stop", "closed", "send:StopCCN/6@2 SessionDown/6 forget drop@2"+over+"/6")
 	add(i, "suspended+", "grace", "closed", "SessionDown/1.12 forget drop@2"+over+"/1.12")
 
-	add(i, "established established+", "cur:KRQ", "", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
+	add(i, "established established+", "cur:KRQ", "", "arm:hello arm:hello SessionDown/16.35 save send:CDN/16.35@1")
 	add(i, "established established+", "rekey", "", "save send:KRQ@1")
+	add(i, "established established+", "cur:CHO", "", "arm:hello ask:change save send:CHA@1 TermsChanged")
+	add(i, "established established+", "extend", "", "save send:CHO@1")
+	add(i, "suspended suspended+", "extend", "", "save")
+	add(i, "idle wait-ctl-reply closed", "extend", "", nothing)
+	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "offer", "", nothing) // the gateway's to offer
 	add(i, "idle wait-ctl-reply suspended suspended+ closed", "rekey", "", nothing)
 
 	g := Responder
-	add(g, "established established+ established++", "cur:KRQ", "", "arm:hello RekeyFailed/2.25 save send:KRP/2.25@1") // the share is 0
+	add(g, "established established+ established++", "cur:CHO", "", "arm:hello save send:CHA/3.35@1") // terms are not the node's
+	add(g, "established established+ established++", "offer", "", "save send:CHO@1")
+	add(g, "suspended suspended+ suspended++", "offer", "", "save")
+	add(g, "idle idle+ wait-ctl-conn closed", "offer", "", nothing)
+	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "extend", "", nothing) // the node's to ask for
+	add(g, "established established+ established++", "cur:KRQ", "", "arm:hello RekeyFailed/2.25 save send:KRP/2.25@1")                       // the share is 0
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "rekey", "", nothing)
 	add(g, "established established+ established++", "cur:ICRQ", "", "arm:hello ask:session ask:setup save send:ICRP@1")
-	add(g, "established established+ established++", "cur:SLI", "", "arm:hello arm:hello SessionDown/2 save send:CDN/2@1")
+	add(g, "established established+ established++", "cur:SLI", "", "arm:hello arm:hello SessionDown/2.35 save send:CDN/2.35@1")
 	add(g, "established established+ established++", "drain", "", "send:DRN@1")
 	add(g, "idle idle+ wait-ctl-conn suspended suspended+ suspended++ closed", "drain", "", nothing) // told again after a resume
 	add(g, "established established+ established++", "cur:CRQ", "", "arm:hello ask:sign save send:CRP@1")
@@ -445,6 +455,14 @@ func (p *pair) locally(s *side, event string) {
 		s.step(FailRekey{id, s.epoch() + 1, wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseUnconfirmed}})
 	case "armed":
 		s.step(Armed{LocalID: id})
+	case "offer":
+		s.step(OfferChange{LocalID: id, Terms: Terms{MTU: 1400}})
+	case "extend":
+		s.step(ExtendSession{LocalID: id, Left: time.Hour})
+	case "changed":
+		s.step(Changed{LocalID: id})
+	case "extended":
+		s.step(Extended{LocalID: id})
 	case "ticket":
 		s.step(Expired{TimerTicket, time.Now()})
 	case "ticketed":
@@ -612,6 +630,10 @@ func aboutSession(t *testing.T, what string, s Session) wire.Message {
 		return &wire.KeyReply{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1, KeyShare: [32]byte{9}, Ciphertext: make([]byte, mlkem.CiphertextSize768)}
 	case "KCN":
 		return &wire.KeyChanged{LocalID: s.RemoteID, RemoteID: s.LocalID, KeyEpoch: s.KeyEpoch + 1}
+	case "CHO":
+		return &wire.ChangeOffer{LocalID: s.RemoteID, RemoteID: s.LocalID, RequestID: session.NewID(), MTU: 1400}
+	case "CHA":
+		return &wire.ChangeAnswer{LocalID: s.RemoteID, RemoteID: s.LocalID, RequestID: session.NewID()}
 	case "TKT":
 		return &wire.Ticket{LocalID: s.RemoteID, RemoteID: s.LocalID, Ticket: []byte("ticket")}
 	case "FSQ":

@@ -48,6 +48,7 @@ type Life struct {
 	Held     bool          // the initiator's wish; known to both ends
 	Lifetime wire.Lifetime // as the responder told it last
 	Began    time.Time     // wall clock; a responder's alone
+	Extended time.Duration `json:",omitempty"` // how much longer than its network's Absolute is; a responder's alone
 }
 
 func (m *Machine) holdSession(ev HoldSession) {

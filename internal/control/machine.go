@@ -73,7 +73,8 @@ type Machine struct {
 
 	rec      Record // Sessions and Unacked apart, what Save writes
 	sessions []*Session
-	exchange *exchange // of the open AskArm
+	exchange *exchange         // of the open AskArm
+	changing *wire.ChangeOffer // of the open AskChange or AskExtend
 
 	peerCapabilities uint32
 
@@ -256,11 +257,15 @@ func (m *Machine) dispatch(ev Event) {
 		m.confirmRekey(ev)
 	case FailRekey:
 		m.failRekey(ev)
+	case OfferChange:
+		m.offerChange(ev)
+	case ExtendSession:
+		m.extendSession(ev)
 	case RebuildSession:
 		m.rebuildSession(ev)
 	case TellDrain:
 		m.tellDrain(ev)
-	case Authorized, Granted, SetUp, Signed, Armed, Ticketed:
+	case Authorized, Granted, SetUp, Signed, Armed, Changed, Extended, Ticketed:
 		m.answered(ev)
 	}
 }
@@ -280,6 +285,10 @@ func (m *Machine) answered(ev Event) {
 		m.setUp(ev)
 	case Armed:
 		m.armed(ev)
+	case Changed:
+		m.changed(ev)
+	case Extended:
+		m.extended(ev)
 	case Ticketed:
 		m.ticketed(ev)
 	case Signed:
@@ -455,6 +464,10 @@ func (m *Machine) message(p *wire.Packet) {
 		m.keyReply(msg)
 	case *wire.KeyChanged:
 		m.keyChanged(msg)
+	case *wire.ChangeOffer:
+		m.changeOffer(msg)
+	case *wire.ChangeAnswer:
+		m.changeAnswer(msg)
 	case *wire.Ticket:
 		m.ticket(p, msg)
 	case *wire.Drain:

@@ -39,6 +39,7 @@ type side struct {
 	refuse        *wire.Result // of Grant
 	broken        *wire.Result // of SetUp
 	unarmed       *wire.Result // of AskArm
+	unchanged     *wire.Result // of AskChange and AskExtend
 	key           secret.Value // the gateway's
 	public        [32]byte
 	given         []Session // by SetUp
@@ -122,6 +123,10 @@ func (s *side) step(ev Event) {
 				answer = SetUp{a.Session.LocalID, s.broken}
 			case AskArm:
 				answer = Armed{a.Session.LocalID, s.unarmed}
+			case AskChange:
+				answer = Changed{a.Session.LocalID, s.unchanged}
+			case AskExtend:
+				answer = Extended{a.Session.LocalID, wire.Lifetime{Absolute: a.Left}, time.Hour, s.unchanged}
 			case AskSign:
 				answer = Signed{a.RequestID, append([]byte("signed "), a.CSR...), nil}
 			case Resumed:

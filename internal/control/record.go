@@ -65,6 +65,7 @@ type Session struct {
 	Timers    wire.Timers
 
 	RequestID session.ID // of the ICRQ: the wish that began it
+	Offer     *Offer     // of ours, not answered; nil: none
 
 	Life
 	Claims
@@ -116,6 +117,7 @@ type (
 		MTU               uint16
 		Timers            wire.Timers
 		RequestID         session.ID `json:",omitzero"`
+		Offer             *Offer     `json:",omitempty"`
 		Life
 		Ticket     []byte `json:",omitempty"`
 		Rebuild    bool   `json:",omitempty"`
@@ -145,7 +147,7 @@ func (r *Record) Encode() ([]byte, error) {
 			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
 			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch,
 			OfferSecret: s.OfferSecret.Reveal(), NextPresharedKey: s.NextPresharedKey.Reveal(), Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Life: s.Life,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Offer: s.Offer, Life: s.Life,
 			Ticket: s.Ticket.Reveal(), Rebuild: s.Rebuild, ClaimEpoch: s.ClaimEpoch, Claim: s.Claim.Reveal(),
 		})
 	}
@@ -180,7 +182,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 			Resumes: s.Resumes, PrivateKey: secret.New(s.PrivateKey), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
 			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch,
 			OfferSecret: secret.New(s.OfferSecret), NextPresharedKey: secret.New(s.NextPresharedKey), Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Life: s.Life,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Offer: s.Offer, Life: s.Life,
 			Claims: Claims{Ticket: secret.New(s.Ticket), Rebuild: s.Rebuild, ClaimEpoch: s.ClaimEpoch, Claim: secret.New(s.Claim)},
 		})
 	}

@@ -38,6 +38,9 @@ func fill(t *testing.T, v reflect.Value, n *byte) {
 		return
 	}
 	switch v.Kind() {
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(t, v.Elem(), n)
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fill(t, v.Field(i), n)
@@ -70,9 +73,12 @@ func reveal(r *Record) string {
 		fmt.Fprintf(&b, " %+v %T", *p, p.Message)
 	}
 	for _, s := range r.Sessions {
-		fmt.Fprintf(&b, " %x %x %x %x", s.PrivateKey.Reveal(), s.PresharedKey.Reveal(), s.OfferSecret.Reveal(), s.NextPresharedKey.Reveal())
+		fmt.Fprintf(&b, " %+v %x %x %x %x", *s.Offer, s.PrivateKey.Reveal(), s.PresharedKey.Reveal(), s.OfferSecret.Reveal(), s.NextPresharedKey.Reveal())
 	}
 	text := b.String()
+	for _, s := range r.Sessions {
+		text = strings.ReplaceAll(text, fmt.Sprintf("%p", s.Offer), "offer")
+	}
 	for _, p := range r.Unacked { // pointers print as addresses
 		text = strings.ReplaceAll(text, fmt.Sprintf("%p", p), "packet")
 		text = strings.ReplaceAll(text, fmt.Sprintf("%p", p.Message), "message")

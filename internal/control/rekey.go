@@ -216,7 +216,9 @@ func (m *Machine) keyRequest(q *wire.KeyRequest) {
 	s := m.named(q.LocalID, q.RemoteID)
 	switch {
 	case s == nil: // ended meanwhile
-	case m.cfg.Role != Responder || s.State != session.Established:
+	case m.cfg.Role != Responder:
+		m.disconnect(s, wire.Result{Code: wire.CDNFSMError, Cause: wire.CauseToken, Text: "changes of keys begin at the node"})
+	case s.State != session.Established:
 		m.disconnect(s, wire.Result{Code: wire.CDNFSMError, Text: fmt.Sprintf("KRQ in state %v", s.State)})
 	case q.KeyEpoch != s.KeyEpoch+1 || !s.NextPresharedKey.IsZero():
 		m.refuseKey(s, q.KeyEpoch, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Cause: wire.CauseKeyEpoch})

@@ -339,7 +339,7 @@ func (m *Machine) sli(c *wire.SLI) {
 		return
 	}
 	if m.cfg.Role != Initiator && (c.HasRoutes || c.Lifetime != nil) {
-		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Text: "routes and deadlines are the gateway's to set"})
+		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Cause: wire.CauseToken, Text: "routes and deadlines are the gateway's to set"})
 		return
 	}
 	if c.HasRoutes {

@@ -124,7 +124,7 @@ func sessionRows() (rows []row) {
 	add(g, "wait-connect", "close", "none", "arm:hello SessionDown/3 save send:CDN/3@1")
 	add(g, "wait-connect", "lost", "", lost+" save") // its ICRP is sent again after a resume
 	add(g, "established", "SLI-hold", "", "arm:hello HoldChanged save send:ACK@1")
-	add(g, "established", "SLI SLI-lifetime", "none", "arm:hello arm:hello SessionDown/2 save send:CDN/2@1")
+	add(g, "established", "SLI SLI-lifetime", "none", "arm:hello arm:hello SessionDown/2.35 save send:CDN/2.35@1")
 	return rows
 }
 

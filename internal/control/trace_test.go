@@ -31,6 +31,12 @@ func brief(a Action) string {
 		return "ask:sign"
 	case AskArm:
 		return "ask:arm"
+	case AskChange:
+		return "ask:change"
+	case AskExtend:
+		return "ask:extend"
+	case ChangeRefused:
+		return "ChangeRefused" + codes(a.Result)
 	case RekeyFailed:
 		return "RekeyFailed" + codes(a.Result)
 	case Save:
@@ -56,6 +62,8 @@ func resultOf(m wire.Message) string {
 	case *wire.KeyReply:
 		return codesOf(m.Result)
 	case *wire.KeyChanged:
+		return codesOf(m.Result)
+	case *wire.ChangeAnswer:
 		return codesOf(m.Result)
 	}
 	return ""

@@ -90,6 +90,11 @@ func full() []Message {
 		&KeyRequest{LocalID: 1, RemoteID: 2, KeyEpoch: 3, KeyShare: octetsFrom(4), EncapsulationKey: bytes.Repeat([]byte{5}, mlkem.EncapsulationKeySize768)},
 		&KeyReply{LocalID: 1, RemoteID: 2, KeyEpoch: 3, KeyShare: octetsFrom(4), Ciphertext: bytes.Repeat([]byte{5}, mlkem.CiphertextSize768)},
 		&KeyChanged{LocalID: 1, RemoteID: 2, KeyEpoch: 3, Result: &result},
+		&ChangeOffer{
+			LocalID: 1, RemoteID: 2, RequestID: idFrom(3), Addresses: addrs("10.77.0.2", "fd77::2"), Peers: addrs("10.77.0.1", "fd77::1"),
+			MTU: 1400, Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour}, Lifetime: &Lifetime{Idle: 5 * time.Second, Absolute: 4 * time.Second, Reauth: 6 * time.Second},
+		},
+		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(3), Lifetime: &Lifetime{Idle: 1 * time.Second, Absolute: 2 * time.Second, Reauth: 3 * time.Second}},
 		&Ticket{LocalID: 1, RemoteID: 2, Ticket: bytes.Repeat([]byte("ticket"), 300)},
 		&Drain{Leaving: true, Gateways: []string{"gw-2.example:443", "[2001:db8::3]:8443"}, Delay: 1500 * time.Millisecond},
 	}
@@ -118,6 +123,9 @@ func least() []Message {
 		&CertReply{RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative, Cause: CauseCertificate}},
 		&KeyReply{LocalID: 1, RemoteID: 2, Result: &Result{Code: CDNError}},
 		&KeyChanged{LocalID: 1, RemoteID: 2},
+		&ChangeOffer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), MTU: MinMTU},
+		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1)},
+		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative, Cause: CauseToken}},
 		&Ticket{LocalID: 1, RemoteID: 2, Ticket: []byte{1}},
 		&Drain{},
 		&UnknownMessage{Vendor: 9, Number: 1},

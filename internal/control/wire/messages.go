@@ -147,7 +147,7 @@ var specs = byType(
 			return m.Result
 		}),
 	),
-	keyRequestSpec, keyReplySpec, keyChangedSpec, ticketSpec, drainSpec,
+	changeOfferSpec, changeAnswerSpec, keyRequestSpec, keyReplySpec, keyChangedSpec, ticketSpec, drainSpec,
 )
 
 func byType(list ...*spec) map[MessageType]*spec {

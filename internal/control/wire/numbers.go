@@ -29,13 +29,15 @@ const vendorType MessageType = 0x8000
 
 // Messages of our own.
 const (
-	TypeCertRequest = vendorType | 1
-	TypeCertReply   = vendorType | 2
-	TypeKeyRequest  = vendorType | 3
-	TypeKeyReply    = vendorType | 4
-	TypeKeyChanged  = vendorType | 5
-	TypeTicket      = vendorType | 6
-	TypeDrain       = vendorType | 7
+	TypeCertRequest  = vendorType | 1
+	TypeCertReply    = vendorType | 2
+	TypeKeyRequest   = vendorType | 3
+	TypeKeyReply     = vendorType | 4
+	TypeKeyChanged   = vendorType | 5
+	TypeTicket       = vendorType | 6
+	TypeDrain        = vendorType | 7
+	TypeChangeOffer  = vendorType | 8
+	TypeChangeAnswer = vendorType | 9
 )
 
 // VendorID marks our AVPs and messages: the number kept for documentation (RFC
@@ -134,6 +136,9 @@ const (
 	CauseTicketLeased   Cause = 30 // the ticket's address belongs to another session by now
 	CauseDraining       Cause = 31 // the gateway is about to go and takes nothing new
 	CauseCheckpoint     Cause = 32 // the two ends do not stand at the same checkpoint: reconnect
+	CauseNoExtension    Cause = 33 // the network's policy lets the session live no longer than it does
+	CauseChanging       Cause = 34 // another change of that session is open
+	CauseToken          Cause = 35 // that is for the other end to change
 	CauseIdle           Cause = 40 // no inner packet for longer than the network allows
 	CauseAbsolute       Cause = 41 // the session has lived as long as the network allows: reconnect
 	CauseReauth         Cause = 42 // the node did not prove itself again in time: reconnect
@@ -157,7 +162,8 @@ func (c Cause) Advice() Advice {
 		CauseAbsolute, CauseReauth, CauseExpired,
 		CauseTicketForeign, CauseTicketOld, CauseTicketUsed, CauseTicketLeased:
 		return Reconnect
-	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced, CauseIdle:
+	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced, CauseIdle,
+		CauseNoExtension, CauseToken:
 		return GiveUp
 	}
 	return RetryLater

@@ -57,7 +57,7 @@ func TestFixturesAreFull(t *testing.T) {
 			name := v.Type().Field(i).Name
 			switch {
 			case m.Type() == TypeICRQ && name == "RemoteID": // 0 on purpose
-			case (m.Type() == TypeCertReply || m.Type() == TypeKeyReply) && name == "Result": // never beside what is granted; least has it
+			case (m.Type() == TypeCertReply || m.Type() == TypeKeyReply || m.Type() == TypeChangeAnswer) && name == "Result": // never beside what is granted; least has it
 			case hasZero(v.Field(i)):
 				t.Errorf("fixture of %v leaves %s or a part of it zero", m.Type(), name)
 			}
@@ -153,6 +153,8 @@ func TestAppendRefuses(t *testing.T) {
 		{"neither share nor result", &KeyReply{LocalID: 1, RemoteID: 2}, ErrMissing},
 		{"share and result", &KeyReply{LocalID: 1, RemoteID: 2, KeyShare: octetsFrom(1), Result: &Result{Code: 1}}, ErrMissing},
 		{"ciphertext and result", &KeyReply{LocalID: 1, RemoteID: 2, Ciphertext: []byte{1}, Result: &Result{Code: 1}}, ErrMissing},
+		{"offer of nothing", &ChangeOffer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1)}, ErrMissing},
+		{"answer with both", &ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), Lifetime: &Lifetime{}, Result: &Result{Code: CDNError}}, ErrMissing},
 		{"change without code", &KeyChanged{LocalID: 1, RemoteID: 2, Result: &Result{Cause: CauseUnconfirmed}}, ErrMissing},
 		{"ticket without key epoch", &ICRQ{LocalID: 1, RemoteEnd: "n", Ticket: []byte{1}}, ErrMissing},
 		{"ticket too long", &Ticket{LocalID: 1, RemoteID: 2, Ticket: make([]byte, MaxChunked+1)}, ErrLength},

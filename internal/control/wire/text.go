@@ -54,6 +54,7 @@ var messageNames = map[MessageType]string{
 	TypeICRQ: "ICRQ", TypeICRP: "ICRP", TypeICCN: "ICCN", TypeCDN: "CDN", TypeWEN: "WEN", TypeSLI: "SLI",
 	TypeACK: "ACK", TypeFSQ: "FSQ", TypeFSR: "FSR", TypeCertRequest: "CRQ", TypeCertReply: "CRP",
 	TypeKeyRequest: "KRQ", TypeKeyReply: "KRP", TypeKeyChanged: "KCN",
+	TypeChangeOffer: "CHO", TypeChangeAnswer: "CHA",
 	TypeTicket: "TKT", TypeDrain: "DRN",
 }
 
@@ -72,7 +73,8 @@ func (t MessageType) String() string {
 // that trouble with one is answered by CDN; all others are answered by StopCCN.
 func (t MessageType) OfSession() bool {
 	switch t {
-	case TypeICRQ, TypeICRP, TypeICCN, TypeCDN, TypeWEN, TypeSLI, TypeKeyRequest, TypeKeyReply, TypeKeyChanged, TypeTicket:
+	case TypeICRQ, TypeICRP, TypeICCN, TypeCDN, TypeWEN, TypeSLI, TypeKeyRequest, TypeKeyReply, TypeKeyChanged, TypeTicket,
+		TypeChangeOffer, TypeChangeAnswer:
 		return true
 	}
 	return false
@@ -138,6 +140,9 @@ var causeTexts = map[Cause]string{
 	CauseConfiguration:  "the gateway's configuration changed",
 	CauseReplaced:       "the node has begun a new session there",
 	CauseCheckpoint:     "the two ends do not stand at the same checkpoint",
+	CauseNoExtension:    "the session may live no longer than it does",
+	CauseChanging:       "another change of that session is open",
+	CauseToken:          "that is for the other end to change",
 	CauseKeyEpoch:       "that key epoch is not the next one",
 	CauseKeyExchange:    "a share of the key exchange is no good",
 	CauseUnconfirmed:    "the new key carried no traffic in time",

@@ -98,7 +98,7 @@ func TestStrings(t *testing.T) {
 		{TypeCertRequest.String(), "CRQ"},
 		{TypeKeyChanged.String(), "KCN"},
 		{MessageType(7).String(), "message 7"},
-		{(vendorType | 9).String(), "message 9 of vendor 32473"},
+		{(vendorType | 99).String(), "message 99 of vendor 32473"},
 		{ErrorCode(99).String(), "error code 99"},
 		{Cause(99).String(), "cause 99"},
 		{CauseRevoked.Advice().String(), "give up"},

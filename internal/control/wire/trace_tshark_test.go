@@ -308,6 +308,11 @@ func wantAVPs(t *testing.T, m Message) []string {
 			when(m.Result == nil, func() string { return own(4, mandatory, "%x", m.KeyShare[:]) }), wantParts(25, m.Ciphertext), wantMaybe(m.Result))
 	case *KeyChanged:
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{own(10, mandatory, "%08x", m.KeyEpoch)}, wantMaybe(m.Result))
+	case *ChangeOffer:
+		return wantChange(wantIDs(m.LocalID, m.RemoteID), m.RequestID, m.Lifetime, wantAddrs(13, mandatory, m.Addresses), wantAddrs(14, optional, m.Peers),
+			when(m.MTU != 0, func() string { return own(17, mandatory, "%04x", m.MTU) }), wantTimers(m.Timers))
+	case *ChangeAnswer:
+		return append(wantChange(wantIDs(m.LocalID, m.RemoteID), m.RequestID, m.Lifetime), wantMaybe(m.Result)...)
 	case *CertReply:
 		lines := append(wantRequest(m.RequestID), wantParts(23, m.Certificate)...)
 		if m.Result != nil {
@@ -361,10 +366,18 @@ func wantICRP(m *ICRP) []string {
 		own(10, mandatory, "%08x", m.KeyEpoch),
 	}, wantAddrs(13, mandatory, m.Addresses), wantAddrs(14, optional, m.Peers), wantPrefixes(15, m.Routes),
 		when(m.MTU != 0, func() string { return own(17, mandatory, "%04x", m.MTU) }),
-		when(m.Timers != Timers{}, func() string {
-			return own(18, mandatory, "%08x%04x%08x", m.Timers.Hello.Milliseconds(), m.Timers.Misses, m.Timers.Grace.Milliseconds())
-		}),
+		wantTimers(m.Timers),
 		when(m.Lifetime != Lifetime{}, func() string { return wantLifetime(m.Lifetime) }), wantRequest(m.RequestID))
+}
+
+func wantTimers(t Timers) []string {
+	return when(t != Timers{}, func() string {
+		return own(18, mandatory, "%08x%04x%08x", t.Hello.Milliseconds(), t.Misses, t.Grace.Milliseconds())
+	})
+}
+
+func wantChange(ids []string, request session.ID, l *Lifetime, terms ...[]string) []string {
+	return slices.Concat(ids, wantRequest(request), slices.Concat(terms...), when(l != nil, func() string { return wantLifetime(*l) }))
 }
 
 func wantLifetime(l Lifetime) string {
