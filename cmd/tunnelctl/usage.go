@@ -11,6 +11,7 @@ on a node
   down TUNNEL                 stop a tunnel, until the next up
   suspend TUNNEL              let nothing pass, and keep the session
   resume TUNNEL               go on with a suspended tunnel
+  extend TUNNEL               ask for a longer life of its session
   leave TUNNEL                stop a tunnel and forget it
   status                      tunnels, networks, problems
 
@@ -109,6 +110,15 @@ const resumeUsage = `
 usage: tunnelctl resume TUNNEL
 
 Goes on with a tunnel that was suspended. One that was not is left as it is.
+`
+
+const extendUsage = `
+usage: tunnelctl extend TUNNEL [--by DURATION]
+
+Asks the gateway to let the tunnel's session live longer than its network's
+"absolute" says. How much it grants is for the network's "extend" to say.
+
+  --by DURATION  how much longer; default 1h
 `
 
 const leaveUsage = `

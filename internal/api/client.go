@@ -162,6 +162,11 @@ func (c *Client) Resume(ctx context.Context, tunnel string) error {
 	return err
 }
 
+// Extend asks for a longer life of a tunnel's session.
+func (c *Client) Extend(ctx context.Context, tunnel string, by time.Duration) (Tunnel, error) {
+	return change[Tunnel](ctx, c, "/v1/extend", ExtendRequest{Tunnel: tunnel, ByMillis: by.Milliseconds()}, answerTimeout)
+}
+
 // Leave closes the session of a tunnel and forgets the tunnel.
 func (c *Client) Leave(ctx context.Context, tunnel string) error {
 	_, err := change[done](ctx, c, "/v1/leave", TunnelRequest{Tunnel: tunnel}, answerTimeout)

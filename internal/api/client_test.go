@@ -74,6 +74,9 @@ func TestClientMirrorsManager(t *testing.T) {
 	if u, err := c.Up(ctx, "home", time.Second); err != nil || u.Name != "home" {
 		t.Errorf("Up = %+v, %v", u, err)
 	}
+	if x, err := c.Extend(ctx, "home", time.Minute); err != nil || x.Name != "home" {
+		t.Errorf("Extend = %+v, %v", x, err)
+	}
 	for verb, err := range map[string]error{
 		"down": c.Down(ctx, "home"), "leave": c.Leave(ctx, "home"), "suspend": c.Suspend(ctx, "home"), "resume": c.Resume(ctx, "home"), "revoke": c.RevokeNode(ctx, "branch"),
 		"kill": c.KillSession(ctx, apitest.BranchID, "audit & more <\x07>"),
@@ -85,7 +88,7 @@ func TestClientMirrorsManager(t *testing.T) {
 	asked := strings.Join(m.Asked(), "\n")
 	for _, want := range []string{
 		"status", "sessions", "session " + apitest.BranchID, "invite bob [office] [10.20.0.0/16] 60000 true", "nodes",
-		`join tnl1-x as "work" interface "tnl7"`, "up home 1s", "down home", "leave home", "suspend home", "resume home", "revoke branch",
+		`join tnl1-x as "work" interface "tnl7"`, "up home 1s", "down home", "leave home", "suspend home", "resume home", "extend home 1m0s", "revoke branch",
 		`kill ` + apitest.BranchID + ` "audit & more <\a>"`,
 	} {
 		if !strings.Contains(asked, want) {

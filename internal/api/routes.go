@@ -35,6 +35,7 @@ func routes() []route {
 		{"down", http.MethodPost, "/v1/down", use, once(write(down))},
 		{"leave", http.MethodPost, "/v1/leave", administer, once(write(leave))},
 		{"suspend", http.MethodPost, "/v1/suspend", use, once(write(suspend))},
+		{"extend", http.MethodPost, "/v1/extend", use, once(write(extend))},
 		{"resume", http.MethodPost, "/v1/resume", use, once(write(resume))},
 		{"events", http.MethodGet, "/v1/events", look, (*server).events},
 	}
@@ -133,6 +134,16 @@ func resume(ctx context.Context, m Manager, req TunnelRequest) (done, error) {
 		return done{}, missing("tunnel")
 	}
 	return done{}, m.Resume(ctx, req.Tunnel)
+}
+
+func extend(ctx context.Context, m Manager, req ExtendRequest) (Tunnel, error) {
+	if req.Tunnel == "" {
+		return Tunnel{}, missing("tunnel")
+	}
+	if req.ByMillis < 1000 {
+		return Tunnel{}, usagef("by_ms is %d, want at least 1000", req.ByMillis)
+	}
+	return m.Extend(ctx, req.Tunnel, time.Duration(req.ByMillis)*time.Millisecond)
 }
 
 // CheckPrefix says what is wrong with a prefix that somebody wrote: that it is

@@ -16,6 +16,7 @@ var classes = map[string]class{
 	"up":           use,
 	"down":         use,
 	"suspend":      use,
+	"extend":       use,
 	"resume":       use,
 	"session kill": administer,
 	"invite":       administer,

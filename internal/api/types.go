@@ -30,6 +30,9 @@ type Manager interface {
 	// everything is kept, nothing passes.
 	Suspend(ctx context.Context, tunnel string) error
 	Resume(ctx context.Context, tunnel string) error
+	// Extend asks the gateway to let a tunnel's session live longer; what it
+	// grants is in ExpiresAt.
+	Extend(ctx context.Context, tunnel string, by time.Duration) (Tunnel, error)
 
 	// Events returns the remembered events and, with follow, a channel with
 	// those after them, closed when ctx ends or the reader falls behind.
@@ -228,6 +231,12 @@ type TunnelRequest struct {
 type UpRequest struct {
 	Tunnel     string `json:"tunnel"`
 	WaitMillis int64  `json:"wait_ms"`
+}
+
+// ExtendRequest asks for a longer life of a tunnel's session.
+type ExtendRequest struct {
+	Tunnel   string `json:"tunnel"`
+	ByMillis int64  `json:"by_ms"`
 }
 
 // KillRequest ends a session; Reason goes to the peer and into the record.

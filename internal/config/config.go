@@ -79,6 +79,8 @@ type Timers struct {
 	Idle     time.Duration // without an inner packet in either direction
 	Absolute time.Duration // from its beginning, over all resumes and restarts
 	Reauth   time.Duration // since the node proved last who it is
+
+	Extend time.Duration // how much longer than Absolute a session may live, in all, if its node asks for that; zero: not at all
 }
 
 // Tunnel is what a node dials.
@@ -197,6 +199,7 @@ func network(t *table) Network {
 		t.duration("idle", &n.Timers.Idle)
 		t.duration("absolute", &n.Timers.Absolute)
 		t.duration("reauth", &n.Timers.Reauth)
+		t.duration("extend", &n.Timers.Extend)
 		t.end()
 	}
 	t.end()
@@ -223,7 +226,7 @@ var sections = map[string][]string{
 	"[node]":           {"name", "state_dir", "socket"},
 	"[gateway]":        {"listen", "public"},
 	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "timers"},
-	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth"},
+	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend"},
 	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},
 	"[data]":           {"engine", "mtu", "rekey", "redial"},
 }

@@ -289,7 +289,7 @@ func (d *decoder) lifetimes(path string, t Timers) {
 	for _, l := range []struct {
 		key string
 		v   time.Duration
-	}{{"idle", t.Idle}, {"absolute", t.Absolute}, {"reauth", t.Reauth}} {
+	}{{"idle", t.Idle}, {"absolute", t.Absolute}, {"reauth", t.Reauth}, {"extend", t.Extend}} {
 		here := join(path, l.key)
 		switch {
 		case l.v == 0: // none
@@ -298,6 +298,9 @@ func (d *decoder) lifetimes(path string, t Timers) {
 		default:
 			d.between(here, l.v, time.Second, 366*24*time.Hour)
 		}
+	}
+	if t.Extend > 0 && t.Absolute == 0 {
+		d.problem(join(path, "extend"), "without absolute nothing ends a session at a fixed time, so there is nothing to extend: write absolute, or remove the key")
 	}
 	if t.Reauth > 0 && t.Absolute > 0 && t.Reauth >= t.Absolute {
 		d.problem(join(path, "reauth"), "%s is no shorter than absolute, %s: the session ends before anybody has to prove anything again; write less, or remove the key", short(t.Reauth), short(t.Absolute))

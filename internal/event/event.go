@@ -24,6 +24,9 @@ const (
 	SessionExpiring    Kind = "session-expiring" // one of its ends is near
 	SessionHeld        Kind = "session-held"     // by `tunnelctl suspend`
 	SessionReleased    Kind = "session-released" // by `tunnelctl resume`
+	SessionExtended    Kind = "session-extended" // it may live longer
+	SessionChanged     Kind = "session-changed"  // its addresses, MTU or timers
+	ChangeRefused      Kind = "change-refused"
 	SessionRefused     Kind = "session-refused"
 	EndpointMoved      Kind = "endpoint-moved"
 	RoutesChanged      Kind = "routes-changed"

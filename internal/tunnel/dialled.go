@@ -40,17 +40,19 @@ type dialled struct {
 	taken   []prefix // routes that lead into the interface
 	refused []prefix // routes the gateway sent and this tunnel does not take
 
-	lastErr  error
-	cause    wire.Cause // of the last refusal
-	denied   bool       // one end does not take the other's certificate, or there is none
-	givenUp  bool       // refused for good: only `up` tries again
-	broken   bool       // this host does not let it be set up
-	retryAt  time.Time  // not before, after a refusal
-	failures int
-	reported time.Time // of a silent data path, last
-	keys     nodeKeys
-	request  session.ID    // of the last `up`, until a session is asked for
-	changed  chan struct{} // closed and made anew at each change, for those who wait
+	lastErr   error
+	cause     wire.Cause // of the last refusal
+	denied    bool       // one end does not take the other's certificate, or there is none
+	givenUp   bool       // refused for good: only `up` tries again
+	broken    bool       // this host does not let it be set up
+	retryAt   time.Time  // not before, after a refusal
+	failures  int
+	reported  time.Time // of a silent data path, last
+	keys      nodeKeys
+	opened    int                       // MTU that dev was made for
+	extending map[session.ID]chan error // who waits for the gateway's answer, by request
+	request   session.ID                // of the last `up`, until a session is asked for
+	changed   chan struct{}             // closed and made anew at each change, for those who wait
 }
 
 // key tells tunnels that share a control connection: the same gateways.
@@ -82,7 +84,7 @@ func (m *Manager) newTunnel(cfg config.Tunnel, joined bool) (*dialled, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &dialled{m: m, cfg: cfg, joined: joined, saved: saved, since: time.Now(), changed: make(chan struct{})}
+	t := &dialled{m: m, cfg: cfg, joined: joined, saved: saved, since: time.Now(), changed: make(chan struct{}), extending: map[session.ID]chan error{}}
 	t.wanted = cfg.Auto && !saved.Down
 	t.ifname = cfg.Interface
 	if t.ifname == "" {
@@ -219,7 +221,7 @@ func (t *dialled) openLocked(mtu int) error {
 	if err != nil {
 		return err // it names the interface and the way out
 	}
-	t.dev = dev
+	t.dev, t.opened = dev, t.mtu(mtu)
 	if t.cfg.Interface != "" || t.saved.Interface == t.ifname {
 		return nil
 	}

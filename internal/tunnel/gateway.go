@@ -110,11 +110,15 @@ func (g *gateway) restore() error {
 			mb.restoreLife(remaining)
 			mb.state, mb.since = session.Suspended, time.Now()
 			killed := c.record.SuspendedAt.IsZero() && s.State == session.Established
-			if err := n.pool.Restore(mb.lease()); err != nil {
+			err := n.pool.Restore(mb.lease())
+			if err != nil {
 				g.m.log.Warn("session not restored", event.KeySession, s.ID, event.KeyErr, err)
 				g.members.remove(mb)
 				p.orphans = append(p.orphans, s.LocalID)
-			} else if killed {
+			} else {
+				g.restoreOffer(mb, s)
+			}
+			if err == nil && killed {
 				g.record(mb, event.Event{Kind: event.SessionSuspended, Cause: killedCause})
 			}
 		}

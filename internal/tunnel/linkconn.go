@@ -96,6 +96,18 @@ func (c *linkConn) Notify(a control.Action) {
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.toldLocked(a.Session)
 		}
+	case control.SessionExtended:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.extendedLocked(a)
+		}
+	case control.TermsChanged:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.termsChangedLocked(a)
+		}
+	case control.ChangeRefused:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.changeRefusedLocked(a)
+		}
 	case control.CertificateRenewed:
 		c.l.renewed(a)
 	case control.KeyArmed, control.SessionRekeyed, control.RekeyFailed:

@@ -283,6 +283,9 @@ func (p *peerConn) proven(restarted bool) {
 		mb.life.proven, mb.life.graceTo = p.provenAt, 0
 		mb.deadline()
 	}
+	if p.restored != nil {
+		p.g.m.chores.add("terms "+connectionKey(p.id), p.offerTerms)
+	}
 	if restarted || p.restored != nil {
 		p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
 	}

@@ -54,6 +54,9 @@ type member struct {
 	life life
 	told wire.Lifetime // as the node knows it
 	held bool          // by the node: kept, and nothing passes
+
+	offer *control.Offer // addresses that were offered and are not answered; nil: none
+	asked bool           // it was offered what the configuration gives
 }
 
 // newNetwork prepares a network without touching the host.
@@ -229,7 +232,7 @@ func (mb *member) lease() pool.Lease {
 func (mb *member) engineSession(gate engine.Gate) engine.Session {
 	return engine.Session{
 		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.deadline(), Responder: true,
-		AllowedIPs: append(hostPrefixes(mb.addresses), mb.advertise...),
+		AllowedIPs: mb.prefixes(),
 	}
 }
 
@@ -239,7 +242,7 @@ func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member 
 		id: s.ID, network: n, conn: p, local: s.LocalID, node: p.node, nodeID: p.nodeID,
 		state: s.State, began: time.Now(), since: time.Now(), resumes: s.Resumes, epoch: s.KeyEpoch,
 		addresses: s.Addresses, advertise: s.Advertise, routes: s.Routes, peerKey: s.PeerKey, psk: s.PresharedKey,
-		life: newLife(n.lifetime(), s.Timers.Grace, s.Began), told: s.Lifetime, held: s.Held,
+		life: newLife(n.lifetimeOf(s), s.Timers.Grace, s.Began), told: s.Lifetime, held: s.Held,
 	}
 	mb.life.certTo = p.certTo
 	if p.provenAt != 0 {
@@ -276,11 +279,10 @@ func (n *network) grantLocked(p *peerConn) (control.Grant, *wire.Result) {
 	if err != nil {
 		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CausePoolExhausted, Text: err.Error()}
 	}
-	t := n.cfg.Timers
 	return control.Grant{
 		ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: lease.Addresses,
 		Peers: n.addresses(), Routes: n.routesFor(nil), MTU: uint16(n.g.m.cfg.Data.MTU),
-		Timers:   wire.Timers{Hello: t.Hello, Misses: uint16(t.Misses), Grace: t.Grace},
+		Timers:   n.timers(),
 		Lifetime: n.lifetime(), Began: time.Now(),
 	}, nil
 }

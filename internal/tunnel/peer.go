@@ -222,6 +222,12 @@ func (p *peerConn) Notify(a control.Action) {
 		p.proven(a.PeerRestarted)
 	case control.HoldChanged:
 		p.holdChanged(a)
+	case control.SessionExtended:
+		p.extended(a)
+	case control.TermsChanged:
+		p.termsChanged(a)
+	case control.ChangeRefused:
+		p.changeRefused(a)
 	case control.SessionRekeyed, control.RekeyFailed:
 		p.keyNotice(a)
 	case control.TroubleReported:
@@ -322,6 +328,7 @@ func (g *gateway) dropLocked(mb *member, e event.Event) {
 	if err := n.dev.Remove(mb.id); err != nil {
 		g.m.log.Error("session not removed from the data plane", event.KeySession, mb.id, event.KeyErr, err)
 	}
+	g.withdrawLocked(mb)
 	g.members.remove(mb)
 	g.gone = append(g.gone, mb.id)
 	mb.state, mb.since = session.Closed, time.Now()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"net"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -298,15 +297,9 @@ func epochText(epoch uint32) string { return fmt.Sprintf("key epoch %d", epoch) 
 // its node still has the right to it (control.KeyHandler).
 func (p *peerConn) Arm(s control.Session) *wire.Result {
 	g := p.g
-	serial := g.registry.RevocationSerial()
-	networks, _, ok := g.registry.Rights(p.nodeID)
-	switch {
-	case !ok:
-		return refusal(wire.CauseRevoked, "node %q is revoked", p.node)
-	case !slices.Contains(networks, s.Network):
-		return refusal(wire.CauseNetworkRight, "node %q has lost its right to network %q", p.node, s.Network)
+	if r := p.stillMay(s.Network); r != nil {
+		return r
 	}
-	p.serial = serial
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	mb := g.members.byID[s.ID]

@@ -256,11 +256,16 @@ func (m *Manager) Join(ctx context.Context, req api.JoinRequest) (api.JoinReply,
 // Up knows the tunnels of Status.
 func (m *Manager) Up(ctx context.Context, tunnel string, wait time.Duration) (api.Tunnel, error) {
 	m.note("up %s %v", tunnel, wait)
-	if err := m.tunnel(ctx, "up", tunnel); err != nil {
+	return m.known(ctx, "up", tunnel)
+}
+
+// known is a tunnel of Status.
+func (m *Manager) known(ctx context.Context, verb, name string) (api.Tunnel, error) {
+	if err := m.tunnel(ctx, verb, name); err != nil {
 		return api.Tunnel{}, err
 	}
 	for _, t := range m.tunnels() {
-		if t.Name == tunnel {
+		if t.Name == name {
 			return t, nil
 		}
 	}
@@ -289,6 +294,12 @@ func (m *Manager) Suspend(ctx context.Context, tunnel string) error {
 func (m *Manager) Resume(ctx context.Context, tunnel string) error {
 	m.note("resume %s", tunnel)
 	return m.tunnel(ctx, "resume", tunnel)
+}
+
+// Extend knows the tunnels of Status.
+func (m *Manager) Extend(ctx context.Context, name string, by time.Duration) (api.Tunnel, error) {
+	m.note("extend %s %v", name, by)
+	return m.known(ctx, "extend", name)
 }
 
 // Events remembers two; those that follow are whatever is given to Happen.

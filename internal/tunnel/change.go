@@ -1,0 +1,398 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"tunneld/internal/api"
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
+	"tunneld/internal/event"
+	"tunneld/internal/session"
+	"tunneld/internal/tunnel/pool"
+)
+
+// Changes of live sessions: docs/protocol.md, "Changes of a live session". A
+// gateway offers the terms of its present configuration; a node asks for a
+// longer life.
+
+// extendWait is how long Extend waits for the gateway's answer.
+const extendWait = 10 * time.Second
+
+// Extend asks the gateway to let a tunnel's session live longer by that much.
+// What it grants, which may be less, is in the tunnel's ExpiresAt.
+func (m *Manager) Extend(ctx context.Context, name string, by time.Duration) (api.Tunnel, error) {
+	m.mu.Lock()
+	t, err := m.tunnelLocked(name)
+	if err == nil {
+		err = t.extendableLocked()
+	}
+	if err != nil {
+		m.mu.Unlock()
+		return api.Tunnel{}, err
+	}
+	request := api.RequestOf(ctx)
+	if request.IsZero() {
+		request = session.NewID()
+	}
+	now := bootNow()
+	left := t.life.absoluteTo(now, time.Now()).since(now)
+	conn, ask := t.link.conn, control.ExtendSession{LocalID: t.session.LocalID, Left: max(time.Second, left) + by, RequestID: request}
+	answer := make(chan error, 1)
+	t.extending[request] = answer
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		delete(t.extending, request)
+		m.mu.Unlock()
+	}()
+	if err := conn.Do(ctx, ask); err != nil {
+		return api.Tunnel{}, failed(err)
+	}
+	timeout := time.NewTimer(extendWait)
+	defer timeout.Stop()
+	select {
+	case err = <-answer:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-timeout.C:
+		err = &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: the gateway has not answered within %v", name, extendWait), Hint: "it will when it is reached again; `tunnelctl status` shows until when the session lives"}
+	}
+	if err != nil {
+		return api.Tunnel{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return t.view(), nil
+}
+
+// extendableLocked says why the tunnel has no life that could be longer.
+func (t *dialled) extendableLocked() error {
+	switch {
+	case t.session == nil || t.link.conn == nil:
+		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q has no session to extend: it is %v", t.cfg.Name, t.state), Hint: fmt.Sprintf("`tunnelctl up %s` begins one", t.cfg.Name)}
+	case t.life.terms.Absolute == 0:
+		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: nothing ends its session at a fixed time", t.cfg.Name)}
+	}
+	return nil
+}
+
+// extendedLocked takes a longer life.
+func (t *dialled) extendedLocked(a control.SessionExtended) {
+	t.toldLocked(a.Session)
+	t.record(a.Session.ID, event.Event{Kind: event.SessionExtended, Request: a.RequestID, Cause: untilText(&t.life)})
+	t.answerLocked(a.RequestID, nil)
+}
+
+// answerLocked tells whoever waits for the answer to a wish.
+func (t *dialled) answerLocked(request session.ID, err error) {
+	if answer := t.extending[request]; answer != nil {
+		answer <- err
+		delete(t.extending, request)
+	}
+}
+
+// changeRefusedLocked: nothing has changed, because this end or the gateway did
+// not want it.
+func (t *dialled) changeRefusedLocked(a control.ChangeRefused) {
+	why := a.Result.Describe(wire.TypeCDN)
+	t.m.log.Warn(string(event.ChangeRefused), event.KeyTunnel, t.cfg.Name, event.KeySession, a.Session.ID, event.KeyCause, why, event.Request(a.Offer.RequestID))
+	t.m.publish(event.Event{Kind: event.ChangeRefused, Session: a.Session.ID, Node: t.m.cfg.Node.Name, Network: t.cfg.Network, Cause: why, Request: a.Offer.RequestID})
+	code := api.Failed
+	if a.Result.Cause == wire.CauseNoExtension || a.Result.Cause == wire.CauseRevoked || a.Result.Cause == wire.CauseNetworkRight {
+		code = api.NotAllowed
+	}
+	t.answerLocked(a.Offer.RequestID, &api.Error{Code: code, Message: fmt.Sprintf("tunnel %q: %s", t.cfg.Name, why), Hint: "the network's `extend` in the gateway's configuration says how much longer a session may live"})
+}
+
+// untilText says when a session ends, for its story.
+func untilText(l *life) string {
+	at := l.expiresAt()
+	if at == nil {
+		return ""
+	}
+	return "ends at " + at.UTC().Format(time.RFC3339)
+}
+
+// Change takes a gateway's terms (control.ChangeHandler): on the host first,
+// where it can be taken back.
+func (c *linkConn) Change(s control.Session) *wire.Result {
+	m := c.l.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := c.l.labelled(s.Label)
+	if t == nil || t.session == nil || t.dev == nil {
+		return refusal(wire.CauseLocal, "the tunnel has no interface")
+	}
+	if mtu := t.mtu(int(s.MTU)); mtu > t.opened {
+		return refusal(wire.CauseLocal, "the interface was made for an MTU of %d, not %d", t.opened, mtu)
+	}
+	old := *t.session
+	if err := t.takeTermsLocked(s); err != nil {
+		if back := t.takeTermsLocked(old); back != nil {
+			m.log.Error("terms not put back", event.KeyTunnel, t.cfg.Name, event.KeySession, s.ID, event.KeyErr, back)
+		}
+		return refusal(wire.CauseLocal, "%v", err)
+	}
+	return nil
+}
+
+// takeTermsLocked gives the interface the addresses and the MTU of s.
+func (t *dialled) takeTermsLocked(s control.Session) error {
+	taken, _ := t.accept(&s)
+	if err := t.dev.SetAllowedIPs(s.ID, sortPrefixes(append(hostPrefixes(s.Peers), taken...))); err != nil {
+		return fmt.Errorf("data plane: %w", err)
+	}
+	if err := t.m.host.SetLink(t.ifname, hostPrefixes(s.Addresses), t.mtu(int(s.MTU))); err != nil {
+		return fmt.Errorf("interface %q: %w", t.ifname, err)
+	}
+	if err := t.m.host.SetRoutes(t.ifname, taken); err != nil {
+		return fmt.Errorf("interface %q: %w", t.ifname, err)
+	}
+	return nil
+}
+
+// Extend is asked of gateways only.
+func (c *linkConn) Extend(a control.AskExtend) control.Extended {
+	return control.Extended{LocalID: a.Session.LocalID, Refusal: notAGateway()}
+}
+
+// termsChangedLocked: the gateway's terms are in force.
+func (t *dialled) termsChangedLocked(a control.TermsChanged) {
+	s := a.Session
+	t.session, t.life.grace = &s, s.Timers.Grace
+	t.deadlineLocked()
+	t.record(s.ID, event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(s)})
+}
+
+func termsText(s control.Session) string {
+	return fmt.Sprintf("addresses %v, MTU %d", s.Addresses, s.MTU)
+}
+
+// Change is asked of nodes only.
+func (p *peerConn) Change(control.Session) *wire.Result {
+	return &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseToken, Text: "this end offers"}
+}
+
+// Extend decides about a node's wish to live longer (control.ChangeHandler): by
+// its rights and by what the network allows in all. What is granted takes effect
+// when it is in the journal.
+func (p *peerConn) Extend(a control.AskExtend) control.Extended {
+	g := p.g
+	no := func(r *wire.Result) control.Extended {
+		return control.Extended{LocalID: a.Session.LocalID, Refusal: r}
+	}
+	if r := p.stillMay(a.Session.Network); r != nil {
+		return no(r)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	mb := g.members.byID[a.Session.ID]
+	if mb == nil || mb.life.over {
+		return no(refusal(wire.CauseLocal, "the session is ending"))
+	}
+	now := bootNow()
+	terms := mb.life.terms
+	left := mb.life.absoluteTo(now, time.Now()).since(now)
+	by := min(a.Session.Extended+a.Left-left, mb.network.cfg.Timers.Extend).Truncate(time.Second)
+	switch {
+	case terms.Absolute == 0:
+		return no(refusal(wire.CauseNoExtension, "nothing ends the session at a fixed time"))
+	case by <= a.Session.Extended:
+		return no(refusal(wire.CauseNoExtension, "network %q lets a session live %v longer than %v", mb.network.cfg.Name, mb.network.cfg.Timers.Extend, mb.network.cfg.Timers.Absolute))
+	}
+	terms.Absolute = max(time.Second, left+by-a.Session.Extended)
+	return control.Extended{LocalID: a.Session.LocalID, Lifetime: terms, By: by}
+}
+
+// stillMay looks at the node's rights again.
+func (p *peerConn) stillMay(network string) *wire.Result {
+	serial := p.g.registry.RevocationSerial()
+	networks, _, ok := p.g.registry.Rights(p.nodeID)
+	switch {
+	case !ok:
+		return refusal(wire.CauseRevoked, "node %q is revoked", p.node)
+	case !slices.Contains(networks, network):
+		return refusal(wire.CauseNetworkRight, "node %q has lost its right to network %q", p.node, network)
+	}
+	p.serial = serial
+	return nil
+}
+
+// extended gives the session its longer life.
+func (p *peerConn) extended(a control.SessionExtended) {
+	g := p.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	mb := g.members.byID[a.Session.ID]
+	if mb == nil {
+		return
+	}
+	mb.life.terms = mb.network.lifetimeOf(a.Session)
+	mb.told = mb.life.terms
+	mb.deadline()
+	g.record(mb, event.Event{Kind: event.SessionExtended, Request: a.RequestID, Cause: untilText(&mb.life)})
+}
+
+// lifetimeOf is what ends a session of this network: what it was granted beyond
+// the network's own counts as far as the network allows that now.
+func (n *network) lifetimeOf(s control.Session) wire.Lifetime {
+	l := n.lifetime()
+	if l.Absolute > 0 {
+		l.Absolute += min(s.Extended, n.cfg.Timers.Extend)
+	}
+	return l
+}
+
+// offerTerms offers each session of the connection what the present
+// configuration gives, where that is something else; once, since a node that
+// refused will do so again.
+func (p *peerConn) offerTerms(ctx context.Context) {
+	var offers []control.OfferChange
+	sessions := p.conn.View().Sessions
+	p.g.mu.Lock()
+	for _, s := range sessions {
+		mb := p.g.members.byID[s.ID]
+		if mb == nil || mb.asked || s.Offer != nil || s.State != session.Established {
+			continue
+		}
+		mb.asked = true
+		if o := mb.network.termsForLocked(mb, s); o != nil {
+			offers = append(offers, *o)
+		}
+	}
+	p.g.mu.Unlock()
+	for _, o := range offers {
+		p.conn.Do(ctx, o)
+	}
+}
+
+// termsForLocked is what a session is to be offered; nil: nothing. New addresses
+// are leased under the offer's id until it is answered.
+func (n *network) termsForLocked(mb *member, s control.Session) *control.OfferChange {
+	o := control.OfferChange{LocalID: s.LocalID, RequestID: session.NewID()}
+	if mtu := uint16(n.g.m.cfg.Data.MTU); mtu != s.MTU {
+		o.MTU = mtu
+	}
+	if t := n.timers(); t != s.Timers {
+		o.Timers = t
+	}
+	outside := slices.ContainsFunc(n.pool.Outside(), func(l pool.Lease) bool { return l.Session == s.ID })
+	if outside {
+		lease, err := n.pool.Lease(o.RequestID, mb.node, time.Now())
+		if err != nil {
+			n.g.m.log.Warn("no address for a session of other pools", event.KeySession, s.ID, event.KeyNetwork, n.cfg.Name, event.KeyErr, err)
+		} else {
+			o.Addresses, o.Peers = lease.Addresses, n.addresses()
+			n.g.offeredLocked(mb, &control.Offer{RequestID: o.RequestID, Terms: o.Terms})
+		}
+	}
+	if len(o.Addresses) == 0 && o.MTU == 0 && o.Timers == (wire.Timers{}) {
+		return nil
+	}
+	return &o
+}
+
+// timers are those of this network's sessions.
+func (n *network) timers() wire.Timers {
+	t := n.cfg.Timers
+	return wire.Timers{Hello: t.Hello, Misses: uint16(t.Misses), Grace: t.Grace}
+}
+
+// offeredLocked lets the data plane take packets of the offered addresses, too.
+// A nil offer: of the session's own alone.
+func (g *gateway) offeredLocked(mb *member, o *control.Offer) {
+	mb.offer = o
+	if mb.network.dev == nil {
+		return // open does it
+	}
+	if err := mb.network.dev.SetAllowedIPs(mb.id, mb.prefixes()); err != nil {
+		g.m.log.Error("addresses not changed", event.KeySession, mb.id, event.KeyErr, err)
+	}
+}
+
+// prefixes are what the data plane takes from the session and sends to it.
+func (mb *member) prefixes() []netip.Prefix {
+	all := hostPrefixes(mb.addresses)
+	if mb.offer != nil {
+		all = append(all, hostPrefixes(mb.offer.Addresses)...)
+	}
+	return append(all, mb.advertise...)
+}
+
+// termsChanged: the node has taken the terms.
+func (p *peerConn) termsChanged(a control.TermsChanged) {
+	g, s := p.g, a.Session
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	mb := g.members.byID[s.ID]
+	if mb == nil {
+		return
+	}
+	if !slices.Equal(mb.addresses, s.Addresses) {
+		g.moveLocked(mb, s.Addresses)
+	}
+	g.offeredLocked(mb, nil)
+	mb.life.grace = s.Timers.Grace
+	mb.deadline()
+	g.record(mb, event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(s)})
+}
+
+// moveLocked gives the session the addresses that were leased for its offer, and
+// back those it had.
+func (g *gateway) moveLocked(mb *member, to []netip.Addr) {
+	g.freeLocked(mb)
+	if mb.offer != nil {
+		mb.network.pool.Free(mb.offer.RequestID, time.Now())
+	}
+	g.members.remove(mb)
+	mb.addresses = to
+	g.members.add(mb)
+	if err := mb.network.pool.Restore(mb.lease()); err != nil {
+		g.m.log.Error("address not leased", event.KeySession, mb.id, event.KeyErr, err)
+	}
+}
+
+// changeRefused: the session stays as it is.
+func (p *peerConn) changeRefused(a control.ChangeRefused) {
+	g := p.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	mb := g.members.byID[a.Session.ID]
+	if mb == nil {
+		return
+	}
+	g.withdrawLocked(mb)
+	why := a.Result.Describe(wire.TypeCDN)
+	g.m.log.Warn(string(event.ChangeRefused), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyCause, why, event.Request(a.Offer.RequestID))
+	g.m.publish(event.Event{Kind: event.ChangeRefused, Session: mb.id, Node: mb.node, Network: mb.network.cfg.Name, Cause: why, Request: a.Offer.RequestID})
+}
+
+// withdrawLocked gives back the addresses of an offer that comes to nothing.
+func (g *gateway) withdrawLocked(mb *member) {
+	if mb.offer != nil {
+		mb.network.pool.Free(mb.offer.RequestID, time.Now())
+		g.offeredLocked(mb, nil)
+	}
+}
+
+// restoreOffer leases again what was offered and not answered before this
+// process.
+func (g *gateway) restoreOffer(mb *member, s control.Session) {
+	if s.Offer == nil || len(s.Offer.Addresses) == 0 {
+		return
+	}
+	if err := mb.network.pool.Restore(pool.Lease{Session: s.Offer.RequestID, Owner: mb.node, Addresses: s.Offer.Addresses}); err != nil {
+		g.m.log.Warn("offered address not leased", event.KeySession, s.ID, event.KeyErr, err)
+		return
+	}
+	mb.offer = s.Offer
+}
+
+var (
+	_ control.ChangeHandler = (*linkConn)(nil)
+	_ control.ChangeHandler = (*peerConn)(nil)
+)

@@ -1,0 +1,143 @@
+package tunnel
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"tunneld/internal/api"
+	"tunneld/internal/config"
+)
+
+// left is how long the data plane of a daemon lets a session live.
+func (d *daemon) left(id string) time.Duration { return time.Until(d.engineSession(id).Deadline) }
+
+func near(got, want time.Duration) bool { return got > want-time.Minute && got <= want+time.Second }
+
+func TestExtend(t *testing.T) {
+	gw, node := timedPair(t, func(c *config.Timers) { c.Absolute, c.Extend = time.Hour, 90*time.Minute })
+	id := established(t, gw, node)
+	extend := func(by time.Duration) error {
+		_, err := node.m.Extend(t.Context(), "office", by)
+		return err
+	}
+	both := func(want time.Duration) {
+		t.Helper()
+		wait(t, "both ends to know", func() bool { return near(gw.left(id), want) && near(node.left(id), want) })
+	}
+	both(time.Hour)
+	if err := extend(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	both(2 * time.Hour)
+	if tn := node.tunnel(); !near(time.Until(*tn.ExpiresAt), 2*time.Hour) || *tn.Session != id {
+		t.Errorf("status says that it ends at %v", tn.ExpiresAt)
+	}
+	gw.end()
+	gw.run()
+	established(t, gw, node)
+	both(2 * time.Hour)
+	node.end()
+	node.run()
+	established(t, gw, node)
+	both(2 * time.Hour)
+	if err := extend(time.Hour); err != nil { // of which half is left
+		t.Fatal(err)
+	}
+	both(150 * time.Minute)
+	err := extend(time.Hour)
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.NotAllowed {
+		t.Errorf("an extension beyond the network's = %v, want it refused by right", err)
+	}
+	both(150 * time.Minute)
+	for _, d := range []*daemon{gw, node} {
+		if n := d.happened("session-extended", "ends at "); n != 1 {
+			t.Errorf("%s: %d extensions since its start, want 1", d.cfg.Node.Name, n)
+		}
+	}
+}
+
+func TestExtendRefusals(t *testing.T) {
+	gw, node := timedPair(t, func(c *config.Timers) { c.Absolute = time.Hour })
+	id := established(t, gw, node)
+	_, err := node.m.Extend(t.Context(), "office", time.Hour)
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.NotAllowed {
+		t.Errorf("Extend where the network allows none = %v, want it refused by right", err)
+	}
+	if !near(gw.left(id), time.Hour) || !near(node.left(id), time.Hour) {
+		t.Error("a refused extension has changed a deadline")
+	}
+	wait(t, "both to tell of the refusal", func() bool { return node.happened("change-refused", "") == 1 })
+	if err := node.m.Down(t.Context(), "office"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"office", "nowhere"} {
+		if _, err := node.m.Extend(t.Context(), name, time.Hour); err == nil {
+			t.Errorf("Extend(%s) without a session succeeded", name)
+		}
+	}
+}
+
+func TestNothingToExtend(t *testing.T) {
+	gw, node := pair(t)
+	established(t, gw, node)
+	if _, err := node.m.Extend(t.Context(), "office", time.Hour); err == nil {
+		t.Error("a session without an end was extended")
+	}
+}
+
+// TestChangedConfigurationIsOffered: a gateway that is started with other pools,
+// a smaller MTU and other timers offers them to the sessions it has.
+func TestChangedConfigurationIsOffered(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	gw.end()
+	old := gw.cfg.Networks[0].Pools
+	gw.cfg.Networks[0].Pools = []netip.Prefix{netip.MustParsePrefix("10.88.0.0/24"), netip.MustParsePrefix("fd88::/64")}
+	gw.cfg.Networks[0].Timers.Grace = 2 * time.Hour
+	gw.cfg.Data.MTU = 1300
+	gw.run()
+	want := []netip.Addr{netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("fd88::2")}
+	wait(t, "the new terms at both ends", func() bool {
+		tn, ss := node.tunnel(), gw.sessions()
+		return len(ss) == 1 && slices.Equal(tn.Addresses, want) && slices.Equal(ss[0].Addresses, want) && *tn.MTU == 1300
+	})
+	if got := established(t, gw, node); got != id {
+		t.Errorf("session %v, want %v to go on", got, id)
+	}
+	link, _ := node.host.Link("tnl0")
+	if want := hostPrefixes(want); !slices.Equal(link.Addresses, want) || link.MTU != 1300 {
+		t.Errorf("the node's interface has %v, MTU %d; want %v, 1300", link.Addresses, link.MTU, want)
+	}
+	if got := gw.engineSession(id).AllowedIPs; !slices.Equal(got, hostPrefixes(want)) {
+		t.Errorf("the gateway's data plane takes %v, want %v", got, hostPrefixes(want))
+	}
+	for _, d := range []*daemon{gw, node} {
+		if d.happened("session-changed", "MTU 1300") != 1 {
+			t.Errorf("%s has no event of the change", d.cfg.Node.Name)
+		}
+	}
+
+	// A second time round, back: the address it had rests, and is its own. The
+	// interface was made for the MTU it had then, so that is refused.
+	gw.end()
+	gw.cfg.Networks[0].Pools = old
+	gw.cfg.Data.MTU = 1420
+	node.end()
+	node.run()
+	gw.run()
+	wait(t, "both to tell of the refusal", func() bool {
+		return node.happened("change-refused", "MTU of 1300") == 1 && gw.happened("change-refused", "MTU of 1300") == 1
+	})
+	if got := established(t, gw, node); got != id {
+		t.Errorf("session %v after a refused offer, want %v to go on", got, id)
+	}
+	if tn, ss := node.tunnel(), gw.sessions(); !slices.Equal(tn.Addresses, want) || !slices.Equal(ss[0].Addresses, want) {
+		t.Errorf("a refused offer has changed the addresses to %v and %v", tn.Addresses, ss[0].Addresses)
+	}
+	if n := len(gw.m.gateway.networks[0].pool.Leases()); n != 1 {
+		t.Errorf("%d leases after a refused offer, want 1", n)
+	}
+}
