@@ -51,9 +51,25 @@ func (m *fake) Up(ctx context.Context, name string, _ time.Duration) (Tunnel, er
 	}
 }
 
-// Events hands its channel to one reader after the other and closes it never.
-func (m *fake) Events(context.Context, bool) ([]Event, <-chan Event, error) {
-	return []Event{{Event: "daemon-started"}}, m.next, nil
+// Events hands what its channel gives to one reader after the other.
+func (m *fake) Events(ctx context.Context, _ bool) ([]Event, <-chan Event, error) {
+	past := []Event{{Event: "daemon-started"}}
+	if m.next == nil {
+		return past, nil, nil
+	}
+	out := make(chan Event)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case e := <-m.next:
+				out <- e
+			}
+		}
+	}()
+	return past, out, nil
 }
 
 // HandlerForTest answers requests as if root had sent them.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strconv"
@@ -41,16 +42,24 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, &Error{Code: Failed, Message: "there are " + strconv.Itoa(maxStreams) + " readers of events already; stop one of them"})
 		return
 	}
-	past, next, err := s.manager.Events(r.Context(), follow)
+	ctx, cancel := context.WithCancel(r.Context())
+	past, next, err := s.manager.Events(ctx, follow)
 	if err != nil {
+		cancel()
 		s.answer(w, r, nil, err)
 		return
 	}
 	s.stream(w, r, past, next)
+	cancel()
+	if next != nil {
+		for range next { // nobody wants it any more
+		}
+	}
 }
 
-// stream writes until the caller leaves, the daemon stops, or the channel is
-// closed because the caller does not keep up. A nil channel: no more than past.
+// stream writes until the channel is closed, because the daemon stops or the
+// caller does not keep up, or until nothing can be written. A nil channel: no
+// more than past.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, past []Event, next <-chan Event) {
 	control := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
@@ -68,38 +77,17 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, past []Event, ne
 			return
 		}
 	}
-	for next != nil {
-		select {
-		case <-r.Context().Done():
-			sendWaiting(next, send)
-			send(eventLine{Error: errStopping})
-			return
-		case e, ok := <-next:
-			if !ok && r.Context().Err() != nil {
-				send(eventLine{Error: errStopping})
-				return
-			}
-			if !ok {
-				send(eventLine{Error: errBehind})
-				return
-			}
-			if !send(eventLine{Event: &e}) {
-				return
-			}
-		}
+	if next == nil {
+		return
 	}
-}
-
-// sendWaiting sends what happened before the end and was not sent yet.
-func sendWaiting(next <-chan Event, send func(eventLine) bool) {
-	for {
-		select {
-		case e, ok := <-next:
-			if !ok || !send(eventLine{Event: &e}) {
-				return
-			}
-		default:
+	for e := range next {
+		if !send(eventLine{Event: &e}) {
 			return
 		}
 	}
+	if r.Context().Err() != nil {
+		send(eventLine{Error: errStopping})
+		return
+	}
+	send(eventLine{Error: errBehind})
 }

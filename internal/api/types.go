@@ -35,7 +35,8 @@ type Manager interface {
 	Extend(ctx context.Context, tunnel string, by time.Duration) (Tunnel, error)
 
 	// Events returns the remembered events and, with follow, a channel with
-	// those after them, closed when ctx ends or the reader falls behind.
+	// those after them, closed when the reader falls behind or when ctx has
+	// ended and all before that was read. The caller reads it until then.
 	Events(ctx context.Context, follow bool) ([]Event, <-chan Event, error)
 }
 

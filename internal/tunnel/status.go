@@ -168,25 +168,10 @@ func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan 
 	out := make(chan api.Event)
 	go func() {
 		defer close(out)
-		defer cancel()
-		for {
-			select {
-			case e, ok := <-next:
-				if !ok {
-					return
-				}
-				select {
-				case out <- eventView(e):
-				case <-ctx.Done():
-					return
-				case <-m.ctx.Done():
-					return
-				}
-			case <-ctx.Done():
-				return
-			case <-m.ctx.Done():
-				return
-			}
+		defer context.AfterFunc(ctx, cancel)()   // closes next,
+		defer context.AfterFunc(m.ctx, cancel)() // which still has what came before
+		for e := range next {
+			out <- eventView(e)
 		}
 	}()
 	return views, out, nil

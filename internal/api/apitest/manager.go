@@ -37,7 +37,7 @@ type Manager struct {
 
 	mu    sync.Mutex // guards everything below
 	asked []string
-	next  chan happening
+	next  chan api.Event
 }
 
 var _ api.Manager = (*Manager)(nil)
@@ -318,48 +318,30 @@ func (m *Manager) Events(ctx context.Context, follow bool) ([]api.Event, <-chan 
 			select {
 			case <-ctx.Done():
 				return
-			case h := <-in:
-				if h.event == (api.Event{}) {
-					close(h.given)
+			case e := <-in:
+				if e == (api.Event{}) {
 					return
 				}
-				select {
-				case out <- h.event:
-					close(h.given)
-				case <-ctx.Done():
-					return
-				}
+				out <- e
 			}
 		}
 	}()
 	return past(), out, nil
 }
 
-// happening is an event on its way to a reader; given is closed when he has it.
-type happening struct {
-	event api.Event
-	given chan struct{}
-}
-
-func (m *Manager) feed() chan happening {
+func (m *Manager) feed() chan api.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.next == nil {
-		m.next = make(chan happening)
+		m.next = make(chan api.Event)
 	}
 	return m.next
 }
 
-// Happen gives e to one reader that follows, and waits until he has it.
+// Happen gives e to one reader that follows, and waits until there is one.
 func (m *Manager) Happen(ctx context.Context, e api.Event) error {
-	h := happening{e, make(chan struct{})}
 	select {
-	case m.feed() <- h:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case <-h.given:
+	case m.feed() <- e:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
