@@ -58,7 +58,7 @@ func notifications(t *testing.T) *net.UnixConn {
 func next(t *testing.T, conn *net.UnixConn) string {
 	t.Helper()
 	b := make([]byte, 256)
-	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(time.Minute))
 	n, err := conn.Read(b)
 	if err != nil {
 		t.Fatalf("systemd is not told: %v", err)
@@ -93,7 +93,7 @@ func (s *serving) end(t *testing.T) error {
 	select {
 	case err := <-s.ended:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("serve does not end")
 		return nil
 	}
@@ -188,7 +188,7 @@ func TestSignals(t *testing.T) {
 	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the first signal ends nothing")
 	}
 	select {
@@ -201,7 +201,7 @@ func TestSignals(t *testing.T) {
 	}
 	select {
 	case <-again:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the second signal is not heard")
 	}
 }

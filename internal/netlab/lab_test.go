@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// patience is how long a test waits for what must happen; a machine that does
+// other things too stops all of it for seconds.
+const patience = time.Minute
+
 func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 
 func durations(list []int) []time.Duration {
@@ -72,7 +76,8 @@ func pair(t *testing.T, im Impairment) (lab *Lab, a, b *Host, w *Wire) {
 }
 
 // exchange sends n numbered datagrams from a to b, one every gap, and returns
-// the numbers as they come, until half a second after the last was sent.
+// the numbers as they come, until none does after the last was sent: twice,
+// since this process may have been asleep while the time ran out.
 func exchange(t *testing.T, a, b *Host, n int, gap time.Duration) []int {
 	t.Helper()
 	in := must(b.ListenUDP("10.0.0.2:7000"))(t)
@@ -86,14 +91,18 @@ func exchange(t *testing.T, a, b *Host, n int, gap time.Duration) []int {
 			out.WriteToUDPAddrPort([]byte(fmt.Sprint(i)), ap("10.0.0.2:7000"))
 			<-tick.C
 		}
-		in.SetReadDeadline(time.Now().Add(ms(500)))
+		in.SetReadDeadline(time.Now())
 	}()
 	var numbers []int
 	buf := make([]byte, 100)
-	for {
+	for quiet := 0; ; {
 		k, err := in.Read(buf)
 		if err != nil {
-			return numbers
+			if quiet++; quiet > 2 {
+				return numbers
+			}
+			in.SetReadDeadline(time.Now().Add(ms(250)))
+			continue
 		}
 		var i int
 		fmt.Sscan(string(buf[:k]), &i)
@@ -105,7 +114,7 @@ func exchange(t *testing.T, a, b *Host, n int, gap time.Duration) []int {
 // most of them late, but none early, which is why none may be below least.
 func pingWithin(t *testing.T, h *Host, to string, least, most time.Duration) {
 	t.Helper()
-	ctx, best := within(t, 10*time.Second), time.Hour
+	ctx, best := within(t, patience), time.Hour
 	for best > most {
 		rtt, err := h.Ping(ctx, netip.MustParseAddr(to))
 		if err != nil {
@@ -158,12 +167,20 @@ func TestWireReordersAndDoubles(t *testing.T) {
 func TestWireRate(t *testing.T) {
 	lab, a, b, _ := pair(t, Impairment{Rate: 40e6})
 	const size = 4 << 20
-	start := time.Now()
-	s := must(lab.Stream(within(t, 5*time.Second), a, b, ap("10.0.0.2:7001"), size, 1<<30))(t)
-	s.Release()
-	check(t, s.Wait(within(t, 10*time.Second)))
-	if rate := size * 8 / time.Since(start).Seconds() / 1e6; rate > 41 || rate < 20 {
-		t.Errorf("TCP over 40 Mbit/s carries %.1f Mbit/s", rate)
+	ctx := within(t, patience)
+	for rate, port := 0.0, uint16(7001); rate < 20; port++ { // a busy machine makes some rounds slow, but none fast
+		start := time.Now()
+		s, err := lab.Stream(ctx, a, b, netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), port), size, 1<<30)
+		if err == nil {
+			s.Release()
+			err = s.Wait(ctx)
+		}
+		if err != nil {
+			t.Fatalf("TCP over 40 Mbit/s carried %.1f Mbit/s, then: %v", rate, err)
+		}
+		if rate = size * 8 / time.Since(start).Seconds() / 1e6; rate > 41 {
+			t.Fatalf("TCP over 40 Mbit/s carries %.1f Mbit/s", rate)
+		}
 	}
 }
 
@@ -171,10 +188,11 @@ func TestWireCutAndRestore(t *testing.T) {
 	_, a, b, w := pair(t, Impairment{Delay: ms(5)})
 	to := must(b.Echo("10.0.0.2:0"))(t)
 	p := must(a.Probe(to, ms(2)))(t)
-	must(p.WaitAnswer(within(t, 5*time.Second), p.Mark()))(t)
+	must(p.WaitAnswer(within(t, patience), p.Mark()))(t)
 
 	w.Cut()
 	cut := p.Mark()
+	check(t, Poll(within(t, patience), time.Millisecond, func() (bool, error) { return p.Mark().sent > cut.sent, nil }))
 	silent, cancel := context.WithTimeout(t.Context(), ms(100))
 	defer cancel()
 	if d, err := p.WaitAnswer(silent, cut); err == nil {
@@ -182,9 +200,9 @@ func TestWireCutAndRestore(t *testing.T) {
 	}
 	w.Restore()
 	restored := p.Mark()
-	must(p.WaitAnswer(within(t, 5*time.Second), restored))(t)
+	must(p.WaitAnswer(within(t, patience), restored))(t)
 	start := time.Now() // what was lost before is not waited for
-	if got := p.Since(t.Context(), restored, 10*time.Second); got.Lost > 0 || time.Since(start) > 9*time.Second {
+	if got := p.Since(t.Context(), restored, 2*patience); got.Lost > 0 || time.Since(start) > patience {
 		t.Errorf("after Restore: %+v after %v, want nothing lost, at once", got, time.Since(start))
 	}
 	s := p.Between(cut, restored)
@@ -201,7 +219,7 @@ func TestWireCarrier(t *testing.T) {
 	_, a, _, w := pair(t, Impairment{})
 	for _, up := range []bool{false, true} {
 		check(t, w.SetCarrier(up))
-		check(t, Poll(within(t, 5*time.Second), time.Millisecond, func() (bool, error) {
+		check(t, Poll(within(t, patience), time.Millisecond, func() (bool, error) {
 			link, err := a.link("eth0")
 			if err != nil {
 				return false, err
@@ -217,7 +235,7 @@ func tcpPair(t *testing.T, a, b *Host, addr string) (client, server net.Conn) {
 	var l net.Listener
 	check(t, b.Do(func() (err error) { l, err = net.Listen("tcp", addr); return err }))
 	defer l.Close()
-	client = must(a.DialTCP(within(t, 5*time.Second), ap(addr)))(t)
+	client = must(a.DialTCP(within(t, patience), ap(addr)))(t)
 	server = must(l.Accept())(t)
 	t.Cleanup(func() { client.Close(); server.Close() })
 	return client, server
@@ -245,7 +263,7 @@ func TestResetTCP(t *testing.T) {
 				t.Fatalf("ResetTCP(443) = %d connections, want 1", n)
 			}
 			for name, conn := range map[string]net.Conn{"client": client, "server": server} {
-				conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+				conn.SetReadDeadline(time.Now().Add(patience))
 				if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("%s reads: %v, want connection reset", name, err)
 				}
@@ -273,10 +291,10 @@ func TestDropTCP(t *testing.T) {
 		t.Errorf("read over dropped TCP: %v, want a timeout", err)
 	}
 	p := must(a.Probe(to, ms(5)))(t)
-	must(p.WaitAnswer(within(t, 5*time.Second), p.Mark()))(t) // UDP of the same port passes
+	must(p.WaitAnswer(within(t, patience), p.Mark()))(t) // UDP of the same port passes
 
 	w.DropTCP(443, false)
-	server.SetReadDeadline(time.Now().Add(5 * time.Second))
+	server.SetReadDeadline(time.Now().Add(patience))
 	must(server.Read(make([]byte, 1)))(t) // retransmitted
 }
 
@@ -310,7 +328,7 @@ func TestTapAndPcap(t *testing.T) {
 		if p.dst != ap("10.0.0.2:7000") || string(p.payload[8:]) != "0" {
 			t.Errorf("tapped packet = %+v", p)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Error("the tap saw nothing")
 	}
 	w.Close()
@@ -347,7 +365,7 @@ func TestVeth(t *testing.T) {
 	lab := ForTest(t)
 	a, b := must(lab.Host("a"))(t), must(lab.Host("b"))(t)
 	check(t, lab.Veth(a, "veth0", b, "veth0"), a.SetAddr("veth0", "10.0.0.1/24"), b.SetAddr("veth0", "10.0.0.2/24"))
-	must(a.Ping(within(t, 5*time.Second), netip.MustParseAddr("10.0.0.2")))(t)
+	must(a.Ping(within(t, patience), netip.MustParseAddr("10.0.0.2")))(t)
 }
 
 func TestDoReturnsToItsNamespace(t *testing.T) {
@@ -391,27 +409,27 @@ func TestNAT(t *testing.T) {
 	source := func() netip.AddrPort {
 		t.Helper()
 		inner.WriteToUDPAddrPort([]byte("x"), ap("198.51.100.1:53"))
-		outer.SetReadDeadline(time.Now().Add(5 * time.Second))
+		outer.SetReadDeadline(time.Now().Add(patience))
 		_, from, err := outer.ReadFromUDPAddrPort(make([]byte, 10))
 		check(t, err)
 		return from
 	}
-	arrives := func(to netip.AddrPort) bool {
+	arrives := func(to netip.AddrPort, wait time.Duration) bool {
 		outer.WriteToUDPAddrPort([]byte("y"), to)
-		inner.SetReadDeadline(time.Now().Add(ms(100)))
+		inner.SetReadDeadline(time.Now().Add(wait))
 		_, err := inner.Read(make([]byte, 10))
 		return err == nil
 	}
 	first := source()
-	if first.Addr() != netip.MustParseAddr("198.51.100.2") || first != source() || !arrives(first) {
+	if first.Addr() != netip.MustParseAddr("198.51.100.2") || first != source() || !arrives(first, patience) {
 		t.Fatalf("mapping %v: want 198.51.100.2, the same for each packet, and answers to come in", first)
 	}
 	check(t, nat.Rebind())
-	if arrives(first) {
+	if arrives(first, ms(100)) {
 		t.Error("after Rebind a packet to the old mapping still arrives")
 	}
 	second := source()
-	if second.Addr() != first.Addr() || second.Port() == first.Port() || !arrives(second) {
+	if second.Addr() != first.Addr() || second.Port() == first.Port() || !arrives(second, patience) {
 		t.Errorf("mapping after Rebind = %v, before %v: want the same address with another port", second, first)
 	}
 	check(t, nat.SetOutside("198.51.100.1", "198.51.100.77/24"))
@@ -425,8 +443,8 @@ func TestProbeAndStream(t *testing.T) {
 	to := must(b.Echo("[fd00::2]:0"))(t)
 	p := must(a.Probe(to, ms(1)))(t)
 	from := p.Mark()
-	s := must(lab.Stream(within(t, 5*time.Second), a, b, ap("[fd00::2]:7002"), 2<<20, 8<<20))(t)
-	check(t, s.Alive(within(t, 5*time.Second)))
+	s := must(lab.Stream(within(t, patience), a, b, ap("[fd00::2]:7002"), 2<<20, 8<<20))(t)
+	check(t, s.Alive(within(t, patience)))
 	early, cancel := context.WithTimeout(t.Context(), ms(500))
 	defer cancel()
 	if err := s.Wait(early); err == nil {
@@ -434,24 +452,25 @@ func TestProbeAndStream(t *testing.T) {
 	}
 	s.Release()
 	s.SetRate(1 << 30)
-	check(t, s.Wait(within(t, 10*time.Second)))
+	check(t, s.Wait(within(t, patience)))
 	if s.Received() != s.Size() {
 		t.Errorf("Received() = %d, want %d", s.Received(), s.Size())
 	}
-	if got := p.Since(t.Context(), from, time.Second); got.Sent < 100 || got.Lost == 0 || got.Lost > got.Sent/10 {
+	check(t, Poll(within(t, patience), ms(5), func() (bool, error) { return p.Mark().sent > from.sent+300, nil }))
+	if got := p.Since(t.Context(), from, 3*time.Second); got.Sent < 100 || got.Lost == 0 || got.Lost > got.Sent/10 {
 		t.Errorf("stats = %+v, want some hundred sent and about 2 %% lost", got)
 	}
 }
 
 func TestStreamDies(t *testing.T) {
 	lab, a, b, w := pair(t, Impairment{})
-	s := must(lab.Stream(within(t, 5*time.Second), a, b, ap("10.0.0.2:7003"), 64<<20, 1<<20))(t)
-	check(t, s.Alive(within(t, 5*time.Second)))
+	s := must(lab.Stream(within(t, patience), a, b, ap("10.0.0.2:7003"), 64<<20, 1<<20))(t)
+	check(t, s.Alive(within(t, patience)))
 	w.ResetTCP(7003)
-	if err := s.Wait(within(t, 5*time.Second)); !errors.Is(err, syscall.ECONNRESET) {
+	if err := s.Wait(within(t, patience)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("a stream after a reset: err = %v, want connection reset", err)
 	}
-	if err := s.Alive(within(t, 5*time.Second)); err == nil {
+	if err := s.Alive(within(t, patience)); err == nil {
 		t.Error("a dead stream is alive")
 	}
 }
@@ -473,12 +492,12 @@ func TestProcess(t *testing.T) {
 	}
 
 	good := must(h.Start("good", "/bin/sh", "-c", "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done"))(t)
-	check(t, Poll(within(t, 5*time.Second), ms(5), func() (bool, error) {
+	check(t, Poll(within(t, patience), ms(5), func() (bool, error) {
 		return strings.Contains(lab.LogTails(5), "\nready\n"), nil
 	}))
 	check(t, good.Stop())
 	bad := must(h.Start("bad", "/bin/sh", "-c", "echo 'panic: at the disco'; exit 2"))(t)
-	if err := bad.Wait(within(t, 5*time.Second)); err == nil || !strings.Contains(err.Error(), "bad on h: exit status 2") {
+	if err := bad.Wait(within(t, patience)); err == nil || !strings.Contains(err.Error(), "bad on h: exit status 2") {
 		t.Errorf("Wait = %v, want exit status 2 of bad on h", err)
 	}
 	if crashes := lab.Crashes(); len(crashes) != 1 || !strings.HasSuffix(crashes[0], "h/bad.log: panic: at the disco") {

@@ -118,7 +118,7 @@ func TestIdleEndsTheSessionUntilUp(t *testing.T) {
 	if node.engine.Device("tnl0") == nil {
 		t.Error("the interface is gone, and what was meant for it leaves in the clear")
 	}
-	if up, err := node.m.Up(t.Context(), "office", 5*time.Second); err != nil || *up.Session == id {
+	if up, err := node.m.Up(t.Context(), "office", patience); err != nil || *up.Session == id {
 		t.Errorf("Up = %+v, %v; want another session", up, err)
 	}
 }

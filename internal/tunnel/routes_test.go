@@ -29,7 +29,7 @@ func TestTwoTunnelsWantOneRoute(t *testing.T) {
 		}
 		return st.Tunnels[1]
 	}
-	if _, err := node.m.Up(t.Context(), "lab", time.Minute); err != nil {
+	if _, err := node.m.Up(t.Context(), "lab", patience); err != nil {
 		t.Fatalf("Up: %v", err)
 	}
 	if got := second(); !slices.Equal(got.Routes, []netip.Prefix{pool}) || !slices.Equal(got.RefusedRoutes, []netip.Prefix{shared}) {
@@ -59,7 +59,7 @@ func TestOwnPoolIsNoRoute(t *testing.T) {
 		t.Cleanup(d.end)
 	}
 	both.join(far)
-	if _, err := both.m.Up(t.Context(), "office", time.Minute); err != nil {
+	if _, err := both.m.Up(t.Context(), "office", patience); err != nil {
 		t.Fatalf("Up: %v", err)
 	}
 	if got := both.tunnel(); !slices.Contains(got.RefusedRoutes, inside) || slices.Contains(got.Routes, inside) {

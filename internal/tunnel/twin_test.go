@@ -3,7 +3,6 @@ package tunnel
 import (
 	"errors"
 	"testing"
-	"time"
 
 	"tunneld/internal/api"
 	"tunneld/internal/config"
@@ -32,7 +31,7 @@ func TestTwoTunnelsToOneNetwork(t *testing.T) {
 				second, office := tunnels()
 				return office.State == "established" && second.State == "idle" && second.LastError != nil
 			})
-			_, err := node.m.Up(t.Context(), "second", time.Minute)
+			_, err := node.m.Up(t.Context(), "second", patience)
 			if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.Failed {
 				t.Errorf("Up = %v, want Failed", err)
 			}
@@ -46,7 +45,7 @@ func TestTwoTunnelsToOneNetwork(t *testing.T) {
 			if err := node.m.Down(t.Context(), "office"); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := node.m.Up(t.Context(), "second", time.Minute); err != nil {
+			if _, err := node.m.Up(t.Context(), "second", patience); err != nil {
 				t.Errorf("Up with the first tunnel down: %v", err)
 			}
 		})

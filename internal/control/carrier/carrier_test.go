@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-const testTimeout = 10 * time.Second
+const testTimeout = 30 * time.Second
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 

@@ -20,7 +20,7 @@ import (
 const (
 	port    = 443
 	office  = "office" // a network's name, and so a tunnel's
-	patient = 30 * time.Second
+	patient = time.Minute
 
 	probeEvery  = 5 * time.Millisecond
 	lateAnswers = time.Second

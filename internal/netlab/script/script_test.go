@@ -19,7 +19,7 @@ import (
 )
 
 // patience is how long anything in a story may take.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // usualPlan is the network of a story that says no other.
 const usualPlan = "hq.eth0 192.0.2.1/24 -- alice.eth0 192.0.2.2/24"

@@ -42,12 +42,12 @@ func (s *stage) remember(ts *testscript.TestScript, _ []string) {
 	})
 }
 
-// same waits until everything is as it was, and not for long.
+// same waits until everything is as it was.
 func (s *stage) same(ts *testscript.TestScript, _ []string) {
 	if s.before == nil {
 		ts.Fatalf("same without remember")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var diff []string
 	err := netlab.Poll(ctx, settling, func() (bool, error) {

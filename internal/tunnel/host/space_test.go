@@ -86,8 +86,9 @@ func (s *space) run(command string) string {
 }
 
 // dump is what the host's tools know of addresses, routes, rules and filters.
-// The multicast routes are left out, which the kernel adds and takes away by
-// itself, some time after a link has come up.
+// The routes of IPv6 are left out that the kernel adds and takes away by itself,
+// some time after a link has come up: those of multicast, and of its own
+// addresses.
 func (s *space) dump() string {
 	s.t.Helper()
 	var b strings.Builder
@@ -97,7 +98,8 @@ func (s *space) dump() string {
 	} {
 		b.WriteString("# " + command + "\n")
 		for line := range strings.Lines(s.run(command)) {
-			if !strings.HasPrefix(line, "multicast ff00::/8") {
+			own := strings.HasPrefix(line, "local ") && strings.Contains(strings.Fields(line)[1], ":")
+			if !own && !strings.HasPrefix(line, "multicast ff00::/8") {
 				b.WriteString(line)
 			}
 		}
@@ -160,7 +162,7 @@ func (s *space) cable() {
 // it does a moment later and tells routes of ("linkdown").
 func (s *space) awaitUp(names ...string) {
 	s.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, name := range names {
 		for !strings.Contains(s.run("ip -o link show dev "+name), "state UP") {
 			if time.Now().After(deadline) {

@@ -263,7 +263,7 @@ func wire(a, b host, name, prefix4, prefix6 string) {
 // too soon asks again a second later.
 func (h host) awaitPing(addr string) {
 	h.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); h.ping(addr, 1) == 0; {
+	for deadline := time.Now().Add(time.Minute); h.ping(addr, 1) == 0; {
 		if time.Now().After(deadline) {
 			h.t.Fatalf("%s does not answer", addr)
 		}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -130,12 +131,15 @@ func sessions(a, b *loop, to netip.AddrPort, change ...func(a, b *engine.Session
 	return id
 }
 
-// passes sends a packet from a to b and expects it there.
+// patience is how long a test waits for what must happen, on any machine.
+const patience = time.Minute
+
+// passesOn sends a packet from a to b and expects it there.
 func passesOn(t *testing.T, a, b *loop, from, to byte, payload string) {
 	t.Helper()
 	want := packet(from, to, payload)
 	a.send(want)
-	if got := b.receive(5 * time.Second); !bytes.Equal(got, want) {
+	if got := b.receive(patience); !bytes.Equal(got, want) {
 		t.Fatalf("packet %q arrived as %x, want %x", payload, got, want)
 	}
 }
@@ -214,7 +218,7 @@ func TestBothInitiate(t *testing.T) {
 		began := time.Now()
 		passesOn(t, a, b, 1, 2, "there")
 		passesOn(t, b, a, 2, 1, "back")
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took >= noise.RekeyTimeout {
 			t.Errorf("the first round trip took %v, want less than a retry", took)
 		}
 	}
@@ -264,7 +268,7 @@ func TestVictim(t *testing.T) {
 	open.Store(true)
 	last := packet(2, 1, "to the victim 099")
 	for got := []byte{}; !bytes.Equal(got, last); { // what waited arrives now
-		if got = a.receive(5 * time.Second); got == nil {
+		if got = a.receive(patience); got == nil {
 			t.Fatal("the address has proved itself, but what waited does not come")
 		}
 	}
@@ -444,13 +448,13 @@ func TestChangeOfPresharedKey(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)
 	id := sessions(a, b, b.addr())
 	passesOn(t, a, b, 1, 2, "before")
-	shake := func(what string) bool {
+	shake := func(what string, within time.Duration) bool {
 		t.Helper()
 		before, _ := a.device.Stats(id)
 		if err := a.device.Handshake(id, true); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			if s, _ := a.device.Stats(id); s.LastHandshake.After(before.LastHandshake) {
 				passesOn(t, a, b, 1, 2, what)
 				return true
@@ -463,14 +467,14 @@ func TestChangeOfPresharedKey(t *testing.T) {
 		if err := l.device.SetPresharedKey(id, next); err != nil {
 			t.Fatal(err)
 		}
-		if !shake(fmt.Sprint("changed at ", i+1)) {
+		if !shake(fmt.Sprint("changed at ", i+1), patience) {
 			t.Fatalf("no handshake with the key changed at %d ends", i+1)
 		}
 	}
 	if err := b.device.SetPresharedKey(id, secret.New(bytes.Repeat([]byte{5}, 32))); err != nil {
 		t.Fatal(err)
 	}
-	if shake("with the former key") {
+	if shake("with the former key", 2*time.Second) {
 		t.Error("a handshake under the former key was taken after one under the new")
 	}
 }
@@ -521,7 +525,7 @@ func TestManySessions(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	var took time.Duration
+	took := make([]time.Duration, 0, measured)
 	ids := make([]session.ID, n)
 	for i := range n {
 		s := engine.Session{ID: session.NewID(), Gate: engine.Open, Responder: true, AllowedIPs: []netip.Prefix{
@@ -533,18 +537,20 @@ func TestManySessions(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i >= n-measured {
-			took += time.Since(start)
+			took = append(took, time.Since(start))
 		}
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	perSession := (after.HeapAlloc - before.HeapAlloc) / n
-	t.Logf("%v to add one, %d octets each", took/measured, perSession)
+	slices.Sort(took)
+	median := took[measured/2] // whatever else the machine did meanwhile
+	t.Logf("%v to add one, %d octets each", median, perSession)
 	if perSession > 2500 {
 		t.Errorf("a session that does nothing takes %d octets, want at most 2500", perSession)
 	}
-	if took/measured > time.Millisecond { // a bound for busy machines: the aim is 50 µs
-		t.Errorf("adding one at %d takes %v", n, took/measured)
+	if median > time.Millisecond { // a bound for busy machines: the aim is 50 µs
+		t.Errorf("adding one at %d takes %v", n, median)
 	}
 	passesOn(t, a, b, 1, 2, "among many")
 	start := time.Now()
@@ -576,7 +582,7 @@ func FuzzDatagram(f *testing.F) {
 	f.Cleanup(func() { a.engine.Close(); b.engine.Close() })
 	sessions(a, b, b.addr())
 	a.send(packet(1, 2, "x"))
-	if b.receive(5*time.Second) == nil {
+	if b.receive(patience) == nil {
 		f.Fatal("no session")
 	}
 	in := newInbound(b.engine, b.engine.sockets[0])

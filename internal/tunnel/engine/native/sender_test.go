@@ -59,7 +59,7 @@ func TestSender(t *testing.T) {
 		for which, c := range conns {
 			b := make([]byte, 1<<16)
 			for i, w := range want[which] {
-				c.SetReadDeadline(time.Now().Add(5 * time.Second))
+				c.SetReadDeadline(time.Now().Add(patience))
 				n, err := c.Read(b)
 				if err != nil {
 					t.Fatalf("plain %v, place %d: datagram %d of %d: %v", plain, which, i, len(want[which]), err)

@@ -71,7 +71,7 @@ func (l *listener) end(t *testing.T) {
 			if err != net.ErrClosed {
 				t.Errorf("receive function ended with %v, want exactly net.ErrClosed", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("receive function does not end after Close")
 		}
 	}
@@ -79,14 +79,7 @@ func (l *listener) end(t *testing.T) {
 }
 
 // next is the next datagram; nil if none comes within d.
-func (l *listener) next(d time.Duration) []byte {
-	select {
-	case b := <-l.got:
-		return b
-	case <-time.After(d):
-		return nil
-	}
-}
+func (l *listener) next(d time.Duration) []byte { return within(l.got, d) }
 
 func buffers(n int) ([][]byte, []int, []conn.Endpoint) {
 	bufs := make([][]byte, n)
@@ -169,7 +162,7 @@ func TestSortByReceiver(t *testing.T) {
 		for _, l := range []*listener{a, b} {
 			wait := 30 * time.Millisecond
 			if l == c.to {
-				wait = 5 * time.Second
+				wait = patience
 			}
 			if got := l.next(wait); l == c.to != bytes.Equal(got, c.m) || l != c.to && got != nil {
 				t.Errorf("%s: device %s got %d octets, is receiver = %v", c.name, map[*listener]string{a: "a", b: "b"}[l], len(got), l == c.to)
@@ -187,7 +180,7 @@ func TestSortByReceiver(t *testing.T) {
 		if _, err := peer.Write(m); err != nil {
 			t.Fatal(err)
 		}
-		if got := second.next(5 * time.Second); !bytes.Equal(got, m) {
+		if got := second.next(patience); !bytes.Equal(got, m) {
 			t.Fatalf("round %d: after one device closed, the other got %d octets, want %d", i, len(got), len(m))
 		}
 		again := listenOn(t, e.hub, map[*listener]engine.PublicKey{a: keyA, b: keyB}[first])
@@ -229,7 +222,7 @@ func TestSlowDeviceLosesItsOwn(t *testing.T) {
 			if _, err := peer.Write(m); err != nil {
 				t.Fatal(err)
 			}
-			if got := a.next(5 * time.Second); !bytes.Equal(got, m) {
+			if got := a.next(patience); !bytes.Equal(got, m) {
 				t.Fatalf("behind %d datagrams of a slow device: got %d octets, want %d", i, len(got), len(m))
 			}
 		}
@@ -399,7 +392,7 @@ func TestListen(t *testing.T) {
 		t.Errorf("Port with a socket handed over = %d, want %d", handed.Port(), want)
 	}
 	a, b := memPair(t, handed, first)
-	if !crosses(a.tun, b.tun, aToB(100)) {
+	if !arrives(a.tun, b.tun, aToB(100)) {
 		t.Error("no packet crosses from a socket handed over")
 	}
 	handed.Close()

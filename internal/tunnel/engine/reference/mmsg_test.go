@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"testing"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -92,7 +91,7 @@ func TestBatchRoundTrip(t *testing.T) {
 						t.Fatalf("%s: %v", name, err)
 					}
 					for i, want := range bufs {
-						if got := l.next(5 * time.Second); !bytes.Equal(got, want) {
+						if got := l.next(patience); !bytes.Equal(got, want) {
 							t.Fatalf("%s: datagram %d of %d arrived as %d octets, want %d", name, i, len(bufs), len(got), len(want))
 						}
 						if e := <-l.from; e.DstToString() != from.addr().String() {
@@ -120,7 +119,7 @@ func TestTooLargeToSegment(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range bufs {
-		if got := l.next(5 * time.Second); !bytes.Equal(got, want) {
+		if got := l.next(patience); !bytes.Equal(got, want) {
 			t.Fatalf("datagram %d arrived as %d octets, want %d", i, len(got), len(want))
 		}
 	}

@@ -26,7 +26,7 @@ func TestPresharedKeyChangesUnderTraffic(t *testing.T) {
 		if err := e.SetPresharedKey(e.session.ID, key); err != nil {
 			t.Fatal(err)
 		}
-		if !crosses(a.tun, b.tun, aToB(100)) || !crosses(b.tun, a.tun, bToA(100)) {
+		if !arrives(a.tun, b.tun, aToB(100)) || !arrives(b.tun, a.tun, bToA(100)) {
 			t.Error("a packet was lost with the change of the key")
 		}
 	}
@@ -38,7 +38,7 @@ func TestPresharedKeyChangesUnderTraffic(t *testing.T) {
 	}
 	for _, e := range []*memEnd{a, b} {
 		enginetest.Eventually(t, "a handshake with the new key", func() bool {
-			if !crosses(a.tun, b.tun, aToB(100)) || !crosses(b.tun, a.tun, bToA(100)) {
+			if !arrives(a.tun, b.tun, aToB(100)) || !arrives(b.tun, a.tun, bToA(100)) {
 				t.Error("a packet was lost")
 			}
 			now, err := e.Stats(e.session.ID)

@@ -77,7 +77,7 @@ func TestTUNWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []int{100, 300} {
-		if got := m.receive(time.Second); len(got) != want {
+		if got := m.receive(patience); len(got) != want {
 			t.Errorf("the host gets %d octets, want %d", len(got), want)
 		}
 	}
