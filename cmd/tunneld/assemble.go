@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 
 	"tunneld/internal/api"
@@ -68,6 +70,14 @@ func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err
 		return nil, err
 	}
 	made = append(made, st)
+	if g := cfg.Gateway; g != nil {
+		if o.Keep.Keys, err = openKept(g.TicketDir, "keys", &made); err != nil {
+			return nil, err
+		}
+		if o.Keep.Book, err = openKept(g.TicketDir, "book", &made); err != nil {
+			return nil, err
+		}
+	}
 	listen, err := listenAddr(cfg.Gateway)
 	if err != nil {
 		return nil, err
@@ -91,6 +101,16 @@ func newEngine(name string, listen netip.AddrPort, log *slog.Logger) (engine.Eng
 		return reference.New(reference.Config{Listen: listen, Mark: host.Mark, Log: log})
 	}
 	return native.New(native.Config{Listen: listen, Mark: host.Mark, Log: log})
+}
+
+// openKept opens one of the stores outside the state directory.
+func openKept(dir, name string, made *parts) (store.Store, error) {
+	st, err := store.Open(filepath.Join(dir, name))
+	if err != nil {
+		return nil, fmt.Errorf("gateway.ticket_dir: %w", err)
+	}
+	*made = append(*made, st)
+	return st, nil
 }
 
 // listenAddr is where the data plane listens: where the gateway does, or for a

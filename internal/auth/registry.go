@@ -23,6 +23,7 @@ import (
 type Registry struct {
 	store     store.Store
 	authority *Authority
+	bookLost  bool         // see BookLost
 	decoy     secret.Value // stands in for the secret of an unknown invite
 	self      atomic.Pointer[Identity]
 
@@ -166,6 +167,9 @@ func OpenRegistry(st store.Store) (*Registry, error) {
 // load fills the mirror in memory.
 func (r *Registry) load(tx store.Tx) (err error) {
 	r.revoked, r.rights = make(map[session.ID]bool), make(map[session.ID]rights)
+	if r.bookLost, err = bookLost(tx); err != nil {
+		return err
+	}
 	if r.serial, err = readSerial(tx); err != nil {
 		return err
 	}

@@ -56,6 +56,8 @@ type Node struct {
 type Gateway struct {
 	Listen string // ADDR:PORT or :PORT; TCP for control, UDP for data
 	Public string // HOST:PORT as nodes dial it
+
+	TicketDir string // what is to outlive the state directory; empty: state_dir with "-tickets" behind it
 }
 
 // Network is what a gateway offers under a name.
@@ -165,6 +167,7 @@ func (d *decoder) config(top *table) Config {
 		c.Gateway = &g
 		t.text("listen", &g.Listen)
 		t.text("public", &g.Public)
+		t.text("ticket_dir", &g.TicketDir)
 		t.end()
 	}
 	for _, t := range top.tables("network") {
@@ -181,8 +184,14 @@ func (d *decoder) config(top *table) Config {
 		t.end()
 	}
 	top.end()
+	if c.Gateway != nil && c.Gateway.TicketDir == "" {
+		c.Gateway.TicketDir = ticketDir(c.Node.StateDir)
+	}
 	return c
 }
+
+// ticketDir is the default beside a state directory.
+func ticketDir(state string) string { return state + "-tickets" }
 
 func network(t *table) Network {
 	n := Network{Timers: DefaultTimers()}
@@ -224,7 +233,7 @@ func tunnel(t *table) Tunnel {
 var sections = map[string][]string{
 	"the file's top":   {"node", "gateway", "network", "tunnel", "data"},
 	"[node]":           {"name", "state_dir", "socket"},
-	"[gateway]":        {"listen", "public"},
+	"[gateway]":        {"listen", "public", "ticket_dir"},
 	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "timers"},
 	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend"},
 	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},

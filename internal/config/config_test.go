@@ -72,7 +72,7 @@ gateways = ["192.0.2.1:443"]
 `)
 	want := Config{
 		Node:    Node{Name: "gw", StateDir: "/var/lib/tunneld", Socket: "/run/tunneld/tunneld.sock"},
-		Gateway: &Gateway{Listen: ":443", Public: "vpn.example.com:443"},
+		Gateway: &Gateway{Listen: ":443", Public: "vpn.example.com:443", TicketDir: "/var/lib/tunneld-tickets"},
 		Networks: []Network{{
 			Name:   "office",
 			Pools:  []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")},
@@ -101,7 +101,7 @@ func TestEveryKey(t *testing.T) {
 	}
 	want := Config{
 		Node:    Node{Name: "gw-1.example", StateDir: "/srv/tunneld/state", Socket: "/srv/tunneld/sock"},
-		Gateway: &Gateway{Listen: "192.0.2.1:8443", Public: "[2001:db8::1]:8443"},
+		Gateway: &Gateway{Listen: "192.0.2.1:8443", Public: "[2001:db8::1]:8443", TicketDir: "/srv/elsewhere/tickets"},
 		Networks: []Network{
 			{
 				Name: "office", Pools: prefixes("10.77.0.0/16", "fd77::/64"), Routes: prefixes("10.20.0.0/16", "0.0.0.0/0"),

@@ -25,7 +25,7 @@ const (
 // the file.
 func (d *decoder) validate(c *Config) {
 	d.node(c.Node)
-	d.gateway(c.Gateway)
+	d.gateway(c.Gateway, c.Node.StateDir)
 	names, interfaces := seen{}, seen{}
 	var pools []placed
 	for i := range c.Networks {
@@ -99,9 +99,16 @@ func (d *decoder) node(n Node) {
 	}
 }
 
-func (d *decoder) gateway(g *Gateway) {
+func (d *decoder) gateway(g *Gateway, state string) {
 	if g == nil {
 		return
+	}
+	switch dir := g.TicketDir; {
+	case dir == "" || dir == ticketDir(state): // not written down, so not to be complained about
+	case !filepath.IsAbs(dir):
+		d.problem("gateway.ticket_dir", "%q does not begin with '/': write the whole path", dir)
+	case strings.HasPrefix(filepath.Clean(dir)+"/", filepath.Clean(state)+"/"):
+		d.problem("gateway.ticket_dir", "%q is inside state_dir, whose loss it is for: write a directory beside it, or on another disk", dir)
 	}
 	if err := CheckListen(g.Listen); err != nil {
 		d.problem("gateway.listen", "%v", err)

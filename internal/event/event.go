@@ -18,6 +18,7 @@ const (
 	SessionEstablished Kind = "session-established"
 	SessionSuspended   Kind = "session-suspended"
 	SessionResumed     Kind = "session-resumed"
+	SessionRebuilt     Kind = "session-rebuilt" // by its ticket
 	SessionRekeyed     Kind = "session-rekeyed"
 	RekeyFailed        Kind = "rekey-failed"
 	SessionClosed      Kind = "session-closed"
@@ -36,6 +37,7 @@ const (
 	NodeRevoked        Kind = "node-revoked"
 	NodeRenewed        Kind = "node-renewed"
 	ClonedState        Kind = "cloned-state"
+	StateRebuilt       Kind = "state-rebuilt" // the gateway's, after its loss
 	DaemonStarted      Kind = "daemon-started"
 	DaemonStopping     Kind = "daemon-stopping"
 )

@@ -23,6 +23,7 @@ var readers = []reader{
 	{"internal/auth", "InviteID.UnmarshalText", "FuzzServeEnrol"},
 	{"internal/auth", "ParseCode", "FuzzParseCode"},
 	{"internal/auth", "Registry.ServeEnrol", "FuzzServeEnrol"},
+	{"internal/auth", "Tickets.Open", "FuzzTicket"},
 	{"internal/auth", "checkCSR", "FuzzCheckCSR"},
 	{"internal/auth", "parseCodeBody", "FuzzParseCodeBody"},
 	{"internal/auth", "parseSubject", "FuzzParseSubject"},

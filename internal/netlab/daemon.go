@@ -163,6 +163,7 @@ type TunnelStatus struct {
 	Resumes   uint64   `json:"resumes"`
 	RxBytes   uint64   `json:"rx_bytes"`
 	TxBytes   uint64   `json:"tx_bytes"`
+	LastError string   `json:"last_error"`
 }
 
 // SessionStatus is one element of `tunnelctl --json sessions`.

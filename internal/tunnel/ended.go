@@ -103,8 +103,12 @@ func (g *gateway) finalLocked(mb *member, cause string, counters countersV1) {
 	}
 }
 
-// trim keeps bounded what is remembered of sessions that are over.
+// trim keeps bounded what is remembered of sessions that are over, and of
+// tickets.
 func (m *Manager) trim(context.Context) {
+	if g := m.gateway; g != nil && g.tickets != nil {
+		g.rotateTickets()
+	}
 	if err := errors.Join(m.journal.trimEnded(), m.journal.trimStories()); err != nil {
 		m.log.Error("records of sessions not trimmed", event.KeyErr, err)
 	}

@@ -35,7 +35,8 @@ type verifyFunc = func(chain []*x509.Certificate) error
 type gateway struct {
 	m        *Manager
 	registry *auth.Registry
-	failed   chan error // the listener is gone
+	tickets  *auth.Tickets // nil: it gives none
+	failed   chan error    // the listener is gone
 
 	mu       sync.Mutex // guards everything below
 	networks []*network
@@ -46,6 +47,8 @@ type gateway struct {
 	finals   map[session.ID]*endedV1  // sessions that ended and are not recorded yet
 	rests    []savedRest              // freed addresses that are not journalled yet
 	gone     []session.ID             // closed since the counters were last written
+
+	rebuilding map[session.ID]rebuilding
 }
 
 // newGateway restores networks, sessions and connections from the store.
@@ -53,6 +56,7 @@ func newGateway(m *Manager) (*gateway, error) {
 	g := &gateway{
 		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{},
 		members: newRoster(), finals: map[session.ID]*endedV1{}, seen: map[netip.Addr]int{},
+		rebuilding: map[session.ID]rebuilding{},
 	}
 	var err error
 	if g.registry, err = auth.OpenRegistry(m.store); err != nil {
@@ -71,7 +75,10 @@ func newGateway(m *Manager) (*gateway, error) {
 		}
 		g.networks = append(g.networks, n)
 	}
-	return g, g.restore()
+	if err := g.restore(); err != nil {
+		return nil, err
+	}
+	return g, g.openTickets()
 }
 
 // restore makes a suspended connection of each record. Sessions of networks
@@ -147,7 +154,7 @@ func graceLeft(r *control.Record, now time.Time) time.Duration {
 func (g *gateway) config(id uint32) control.Config {
 	return control.Config{
 		Role: control.Responder, LocalID: id, HostName: g.m.cfg.Node.Name, RouterID: routerID(g.registry.Identity().ID),
-		BootID: g.m.bootID, Rand: rand.Reader,
+		BootID: g.m.bootID, Rand: rand.Reader, Tickets: g.m.keep.Keys != nil,
 	}
 }
 

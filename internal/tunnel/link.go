@@ -75,7 +75,7 @@ func (m *Manager) restoreLinks() error {
 		l.conn = control.NewConn(control.Restore(m.initiatorConfig(c.record.LocalID), c.record), &linkConn{l, c.record.LocalID}, m.log)
 		l.restored = &remaining
 		for _, s := range c.record.Sessions {
-			if t := l.labelled(s.Label); t != nil && s.State == session.Established {
+			if t := l.labelled(s.Label); t != nil && (s.State == session.Established || s.Rebuild) {
 				t.session, t.base = &s, counters[s.ID]
 				t.restoreLife(remaining)
 				t.state = session.Suspended
@@ -279,6 +279,9 @@ func (l *link) ask(ctx context.Context, conn *control.Conn) time.Duration {
 			l.notAsked(open.Label)
 			wait = control.BackoffQuick
 		}
+	}
+	for _, again := range l.claims(conn.View().Sessions, &wait) {
+		conn.Do(ctx, again)
 	}
 	return wait
 }

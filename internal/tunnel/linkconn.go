@@ -57,7 +57,9 @@ func (c *linkConn) SetUp(s control.Session) *wire.Result {
 		t.session = nil
 		return &wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseLocal, Text: err.Error()}
 	}
-	t.base = countersV1{}
+	if !s.Rebuild {
+		t.base = countersV1{}
+	}
 	return nil
 }
 
@@ -88,6 +90,10 @@ func (c *linkConn) Notify(a control.Action) {
 		c.resumed(a.PeerRestarted)
 	case control.AttemptFailed:
 		c.l.lastErr = a.Err
+	case control.RebuildRefused:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.rebuildRefusedLocked(a.Result)
+		}
 	case control.RoutesChanged:
 		if t := c.l.labelled(a.Session.Label); t != nil && t.dev != nil {
 			t.changeRoutesLocked(a.Session, a.RequestID)
@@ -126,12 +132,13 @@ func (c *linkConn) sessionUp(s control.Session) {
 	t.toldLocked(s)
 	c.l.holdLater()
 	t.lastErr, t.cause, t.denied, t.failures = nil, wire.CauseNone, false, 0
-	if err := t.dev.Handshake(s.ID, false); err != nil {
+	kind := t.upKind()
+	if err := t.dev.Handshake(s.ID, kind == event.SessionRebuilt); err != nil { // which has cost the gateway its keypairs
 		t.lastErr = err
 		c.l.m.log.Error("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 	}
 	t.set(session.Established)
-	t.record(s.ID, event.Event{Kind: event.SessionEstablished, Request: s.RequestID})
+	t.record(s.ID, event.Event{Kind: kind, Request: s.RequestID})
 }
 
 // sessionDown takes a session off the data plane. The interface stays while the

@@ -38,6 +38,7 @@ type Options struct {
 	// nil: no trace. It must not be slow: messages wait for it.
 	Trace io.Writer
 	Keys  KeyOptions
+	Keep  auth.Keep // a gateway's, outside its state directory; zero: it has none, and gives no tickets
 	// Listen opens the gateway's TCP listener; nil: net.Listen. Only a test
 	// or a process that was handed one sets it.
 	Listen func(address string) (net.Listener, error)
@@ -55,6 +56,8 @@ type Manager struct {
 	listen  func(string) (net.Listener, error)
 	tracer  *tracer // nil: no trace
 	keys    keyPolicy
+	keep    auth.Keep
+	rebuilt bool // the state directory was lost
 
 	bootID  session.ID
 	journal *journal
@@ -77,9 +80,13 @@ type Manager struct {
 // process: networks, sessions, tunnels. It touches the host only through Engine
 // and Host. Errors are sentences for whoever started the daemon.
 func New(o Options) (*Manager, error) {
+	st, rebuilt, err := reconcile(o.Store, o.Keep)
+	if err != nil {
+		return nil, err
+	}
 	m := &Manager{
-		cfg: o.Config, store: o.Store, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen,
-		bootID: session.NewID(), journal: &journal{o.Store}, links: map[string]*link{}, ready: make(chan struct{}),
+		cfg: o.Config, store: st, keep: o.Keep, rebuilt: rebuilt, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen,
+		bootID: session.NewID(), journal: &journal{st}, links: map[string]*link{}, ready: make(chan struct{}),
 	}
 	if m.listen == nil {
 		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
@@ -157,6 +164,10 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.wg.Go(func() { m.watchLives(ctx) })
 	m.wg.Go(func() { m.watchKeys(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
+	if m.rebuilt {
+		m.log.Warn("the state was lost and is rebuilt from what is kept outside the state directory")
+		m.publish(event.Event{Kind: event.StateRebuilt})
+	}
 	close(m.ready)
 	m.log.Info("daemon started", event.KeyNode, m.cfg.Node.Name, event.KeyBoot, m.bootID)
 	var fatal <-chan error
@@ -195,6 +206,7 @@ func (m *Manager) tearDown() {
 	m.stories.write(context.Background())
 	if m.gateway != nil {
 		m.gateway.saveRests()
+		m.gateway.saveTickets(context.Background())
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

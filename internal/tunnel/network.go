@@ -57,6 +57,8 @@ type member struct {
 
 	offer *control.Offer // addresses that were offered and are not answered; nil: none
 	asked bool           // it was offered what the configuration gives
+
+	rebuilt bool // by its ticket, in this process
 }
 
 // newNetwork prepares a network without touching the host.
@@ -279,12 +281,17 @@ func (n *network) grantLocked(p *peerConn) (control.Grant, *wire.Result) {
 	if err != nil {
 		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CausePoolExhausted, Text: err.Error()}
 	}
+	return n.grantOf(id, lease.Addresses), nil
+}
+
+// grantOf is what a session with these addresses gets.
+func (n *network) grantOf(id session.ID, addresses []netip.Addr) control.Grant {
 	return control.Grant{
-		ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: lease.Addresses,
+		ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: addresses,
 		Peers: n.addresses(), Routes: n.routesFor(nil), MTU: uint16(n.g.m.cfg.Data.MTU),
 		Timers:   n.timers(),
 		Lifetime: n.lifetime(), Began: time.Now(),
-	}, nil
+	}
 }
 
 // checkAdvertise accepts only prefixes granted to the node that overlap nothing

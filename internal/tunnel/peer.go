@@ -90,7 +90,7 @@ func (p *peerConn) Forget() error {
 // every resume alike.
 func (p *peerConn) Authorize(a control.AskAuthorize) *wire.Result {
 	serial := p.g.registry.RevocationSerial()
-	if _, _, ok := p.g.registry.Rights(a.Binding.PeerID); !ok {
+	if _, _, ok := p.g.registry.Rights(a.Binding.PeerID); !ok && !p.g.registry.Stranger(a.Binding.PeerID) {
 		return &wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}
 	}
 	p.serial = serial
@@ -126,20 +126,7 @@ func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 	if n == nil {
 		return control.Grant{}, refusal(wire.CauseUnknownNetwork, "there is no network %q here", a.Request.RemoteEnd)
 	}
-	serial := g.registry.RevocationSerial()
-	networks, advertise, ok := g.registry.Rights(p.nodeID)
-	if !ok {
-		return control.Grant{}, refusal(wire.CauseRevoked, "node %q is revoked", p.node)
-	}
-	p.serial = serial
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var grant control.Grant
-	r := n.admitLocked(p, a.Request, networks, advertise)
-	if r == nil {
-		g.replaceLocked(n, p)
-		grant, r = n.grantLocked(p)
-	}
+	grant, r := p.grant(n, a.Request)
 	if r != nil {
 		g.m.log.Warn("session refused", event.KeyNode, p.node, event.KeyNetwork, a.Request.RemoteEnd, event.KeyCause, r.Describe(wire.TypeCDN), event.Request(a.Request.RequestID))
 		g.m.publish(event.Event{Kind: event.SessionRefused, Node: p.node, Network: a.Request.RemoteEnd, Cause: r.Describe(wire.TypeCDN), Request: a.Request.RequestID})
@@ -149,6 +136,30 @@ func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 		grant.Routes = slices.DeleteFunc(grant.Routes, func(r prefix) bool { return r == a.Request.Advertise[i] })
 	}
 	return grant, nil
+}
+
+// grant gives a new session, or one that is rebuilt.
+func (p *peerConn) grant(n *network, q *wire.ICRQ) (control.Grant, *wire.Result) {
+	if len(q.Ticket) > 0 {
+		return p.rebuild(q)
+	}
+	g := p.g
+	serial := g.registry.RevocationSerial()
+	networks, advertise, ok := g.registry.Rights(p.nodeID)
+	switch {
+	case g.registry.Stranger(p.nodeID):
+		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorVendor, Cause: wire.CauseLocal, Text: "the gateway has lost its book of nodes"}
+	case !ok:
+		return control.Grant{}, refusal(wire.CauseRevoked, "node %q is revoked", p.node)
+	}
+	p.serial = serial
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := n.admitLocked(p, q, networks, advertise); r != nil {
+		return control.Grant{}, r
+	}
+	g.replaceLocked(n, p)
+	return n.grantLocked(p)
 }
 
 // replaceLocked makes room for a node's new session: the one it had in that
@@ -174,6 +185,7 @@ func (p *peerConn) SetUp(s control.Session) *wire.Result {
 	n := g.network(s.Network)
 	mb := g.newMember(n, p, s)
 	mb.state = session.WaitConnect
+	g.rebuiltLocked(mb)
 	if err := n.dev.Add(mb.engineSession(engine.Closed)); err != nil {
 		g.m.log.Error("session has no data plane", event.KeySession, s.ID, event.KeyErr, err)
 		g.dropLocked(mb, event.Event{Cause: "no data plane", Request: s.RequestID})
@@ -274,7 +286,9 @@ func (p *peerConn) sessionUp(s control.Session) {
 		}
 		g.announceLater(n)
 	}
-	g.record(mb, event.Event{Kind: event.SessionEstablished, Request: s.RequestID})
+	e := mb.upEvent()
+	e.Request = s.RequestID
+	g.record(mb, e)
 }
 
 // announceLater tells the nodes of a network its present routes, soon.
@@ -317,6 +331,7 @@ func (p *peerConn) sessionDown(a control.SessionDown) {
 		g.dropLocked(mb, event.Event{Cause: a.Result.Describe(wire.TypeCDN), Request: a.RequestID})
 	} else if n := g.network(a.Session.Network); n != nil {
 		n.pool.Cancel(a.Session.ID) // granted, and never set up
+		delete(g.rebuilding, a.Session.ID)
 	}
 }
 
@@ -330,6 +345,7 @@ func (g *gateway) dropLocked(mb *member, e event.Event) {
 	}
 	g.withdrawLocked(mb)
 	g.members.remove(mb)
+	g.ticketEndedLocked(mb.id)
 	g.gone = append(g.gone, mb.id)
 	mb.state, mb.since = session.Closed, time.Now()
 	if len(mb.advertise) > 0 {

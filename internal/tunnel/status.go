@@ -41,6 +41,9 @@ func (m *Manager) Status(context.Context) (api.Status, error) {
 			forwarding = append(forwarding, n.ifname)
 		}
 		g.mu.Unlock()
+		if g.registry.BookLost() {
+			st.Problems = append(st.Problems, g.lostBook())
+		}
 	}
 	for _, ifname := range forwarding {
 		problems, err := m.host.Problems(ifname)

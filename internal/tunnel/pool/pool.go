@@ -225,6 +225,40 @@ func (p *Pool) Lease(id session.ID, owner string, now time.Time) (Lease, error) 
 	return l.copy(), nil
 }
 
+// Claim gives a session of before the very addresses it had, as Lease would give
+// it some: ErrTaken if another session holds one, or they rest for another
+// owner, or the pool does not have them any more.
+func (p *Pool) Claim(l Lease, now time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(l.Addresses) == 0 || p.leases[l.Session] != nil {
+		return fmt.Errorf("%w: session %v has a lease, or claims none", ErrTaken, l.Session)
+	}
+	index, ok := p.index(l.Addresses[0])
+	if !ok || !slices.Equal(p.addresses(index), l.Addresses) {
+		return fmt.Errorf("%w: %v are not the pool's", ErrTaken, l.Addresses)
+	}
+	for _, a := range l.Addresses {
+		if other, taken := p.byAddr[a]; taken {
+			return fmt.Errorf("%w: %v is wanted by session %v and held by %v", ErrTaken, a, l.Session, other)
+		}
+	}
+	s := p.slots[index]
+	claimed := &lease{Lease: Lease{Session: l.Session, Owner: l.Owner, Addresses: slices.Clone(l.Addresses)}}
+	switch {
+	case s == nil:
+		s = &slot{index: index, pos: -1}
+		p.slots[index] = s
+	case s.pos >= 0 && s.owner != l.Owner && !p.rested(s, now):
+		return fmt.Errorf("%w: %v rests and belongs to %q", ErrTaken, l.Addresses, s.owner)
+	case s.pos >= 0:
+		claimed.was = &Rest{Owner: s.owner, FreedAt: s.freedAt}
+	}
+	claimed.slots = []*slot{s}
+	p.add(claimed)
+	return nil
+}
+
 // pick chooses the slot of a new lease.
 func (p *Pool) pick(owner string, now time.Time) (*slot, error) {
 	if had := p.owners[owner]; len(had) > 0 && owner != "" {
