@@ -150,6 +150,7 @@ func (m *Machine) startOver(l *link, res wire.Result) bool {
 	r := &m.rec
 	r.RemoteID, r.PeerBootID, r.Ns, r.Nr, r.Unacked = 0, session.ID{}, 0, 0, nil
 	r.Generation, r.ResumeKey, r.NextKey, r.Attempt, r.Anew = 0, secret.Value{}, secret.Value{}, 0, true
+	r.Serial, r.Major = 0, 0
 	m.unsent, m.dirty = 0, true
 	for _, s := range slices.Clone(m.sessions) {
 		if claims(s) {

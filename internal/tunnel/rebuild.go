@@ -15,7 +15,7 @@ import (
 func (t *dialled) rebuildRefusedLocked(res wire.Result) {
 	t.lastErr, t.cause = errors.New(res.Describe(wire.TypeCDN)), res.Cause
 	t.failures++
-	t.retryAt = time.Now().Add(backoff(t.failures))
+	t.retryAt = time.Now().Add(control.Backoff(t.failures))
 	t.m.log.Warn("session not rebuilt yet", event.KeyTunnel, t.cfg.Name, event.KeyCause, t.lastErr.Error())
 }
 
