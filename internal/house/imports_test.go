@@ -23,7 +23,7 @@ var arrows = map[string]struct {
 		"tunneld builds the parts, it does not look inside them"},
 	"internal/tunnel": {[]string{"internal/api", "internal/auth", "internal/config", "internal/control", "internal/control/carrier",
 		"internal/control/wire", "internal/event", "internal/secret", "internal/session", "internal/store", "internal/tunnel/engine",
-		"internal/tunnel/engine/reference", "internal/tunnel/host", "internal/tunnel/pool"},
+		"internal/tunnel/engine/reference", "internal/tunnel/host", "internal/tunnel/life", "internal/tunnel/pool"},
 		"the manager is where all rooms meet, but nothing that runs it may be known to it"},
 	"internal/control": {[]string{"internal/control/wire", "internal/event", "internal/secret", "internal/session"},
 		"the machines know messages and nothing of sockets, disks or who is allowed"},
@@ -49,6 +49,8 @@ var arrows = map[string]struct {
 		"packets are moved without the control plane"},
 	"internal/tunnel/host": {[]string{"internal/event", "internal/secret", "internal/session"},
 		"the host knows interfaces by name and nothing of sessions"},
+	"internal/tunnel/life": {[]string{"internal/control/wire"},
+		"when a session ends is decided from clocks and terms alone"},
 	"internal/tunnel/pool": {[]string{"internal/session"},
 		"the address pool is pure"},
 	"internal/config": {[]string{"internal/event", "internal/secret", "internal/session"},
@@ -108,6 +110,7 @@ var libraries = map[string]struct {
 // pure rooms do no I/O and start nothing: these packages are not for them.
 var pure = map[string][]string{
 	"internal/control/wire": {"net", "os", "os/exec", "log/slog", "sync"},
+	"internal/tunnel/life":  {"net", "os", "os/exec", "log/slog", "sync"},
 	"internal/tunnel/pool":  {"net", "os", "os/exec", "log/slog"},
 	"internal/session":      {"net", "os", "os/exec", "log/slog"},
 }

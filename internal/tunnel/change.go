@@ -12,6 +12,7 @@ import (
 	"tunneld/internal/control/wire"
 	"tunneld/internal/event"
 	"tunneld/internal/session"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -39,7 +40,7 @@ func (m *Manager) Extend(ctx context.Context, name string, by time.Duration) (ap
 		request = session.NewID()
 	}
 	now := bootNow()
-	left := t.life.absoluteTo(now, time.Now()).since(now)
+	left := t.life.AbsoluteTo(now, time.Now()).Since(now)
 	conn, ask := t.link.conn, control.ExtendSession{LocalID: t.session.LocalID, Left: max(time.Second, left) + by, RequestID: request}
 	answer := make(chan error, 1)
 	t.extending[request] = answer
@@ -74,7 +75,7 @@ func (t *dialled) extendableLocked() error {
 	switch {
 	case t.session == nil || t.link.conn == nil:
 		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q has no session to extend: it is %v", t.cfg.Name, t.state), Hint: fmt.Sprintf("`tunnelctl up %s` begins one", t.cfg.Name)}
-	case t.life.terms.Absolute == 0:
+	case t.life.Terms.Absolute == 0:
 		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: nothing ends its session at a fixed time", t.cfg.Name)}
 	}
 	return nil
@@ -109,8 +110,8 @@ func (t *dialled) changeRefusedLocked(a control.ChangeRefused) {
 }
 
 // untilText says when a session ends, for its story.
-func untilText(l *life) string {
-	at := l.expiresAt()
+func untilText(l *life.Life) string {
+	at := instant(l.ExpiresAt(bootNow(), time.Now()))
 	if at == nil {
 		return ""
 	}
@@ -163,7 +164,7 @@ func (c *linkConn) Extend(a control.AskExtend) control.Extended {
 // termsChangedLocked: the gateway's terms are in force.
 func (t *dialled) termsChangedLocked(a control.TermsChanged) {
 	s := a.Session
-	t.session, t.life.grace = &s, s.Timers.Grace
+	t.session, t.life.Grace = &s, s.Timers.Grace
 	t.deadlineLocked()
 	t.record(s.ID, event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(s)})
 }
@@ -191,12 +192,12 @@ func (p *peerConn) Extend(a control.AskExtend) control.Extended {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	mb := g.members.byID[a.Session.ID]
-	if mb == nil || mb.life.over {
+	if mb == nil || mb.life.Over {
 		return no(refusal(wire.CauseLocal, "the session is ending"))
 	}
 	now := bootNow()
-	terms := mb.life.terms
-	left := mb.life.absoluteTo(now, time.Now()).since(now)
+	terms := mb.life.Terms
+	left := mb.life.AbsoluteTo(now, time.Now()).Since(now)
 	by := min(a.Session.Extended+a.Left-left, mb.network.cfg.Timers.Extend).Truncate(time.Second)
 	switch {
 	case terms.Absolute == 0:
@@ -231,8 +232,8 @@ func (p *peerConn) extended(a control.SessionExtended) {
 	if mb == nil {
 		return
 	}
-	mb.life.terms = mb.network.lifetimeOf(a.Session)
-	mb.told = mb.life.terms
+	mb.life.Terms = mb.network.lifetimeOf(a.Session)
+	mb.told = mb.life.Terms
 	mb.deadline()
 	g.record(mb, event.Event{Kind: event.SessionExtended, Request: a.RequestID, Cause: untilText(&mb.life)})
 }
@@ -336,7 +337,7 @@ func (p *peerConn) termsChanged(a control.TermsChanged) {
 		g.moveLocked(mb, s.Addresses)
 	}
 	g.offeredLocked(mb, nil)
-	mb.life.grace = s.Timers.Grace
+	mb.life.Grace = s.Timers.Grace
 	mb.deadline()
 	g.record(mb, event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(s)})
 }

@@ -53,7 +53,7 @@ func (m *Manager) saveCounters() {
 	for _, t := range m.tunnels {
 		if t.session != nil && t.dev != nil {
 			c := t.base.plus(statsOf(t.dev, t.session.ID))
-			c.Ages = t.life.ages(now, wall)
+			c.Ages = t.life.Ages(now, wall, hostBoot())
 			live[t.session.ID] = c
 		}
 	}
@@ -63,7 +63,7 @@ func (m *Manager) saveCounters() {
 		g.mu.Lock()
 		for id, mb := range g.members.byID {
 			c := g.countersLocked(mb)
-			c.Ages = mb.life.ages(now, wall)
+			c.Ages = mb.life.Ages(now, wall, hostBoot())
 			live[id] = c
 		}
 		gone = append(gone, g.gone...)

@@ -15,6 +15,7 @@ import (
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/life"
 )
 
 // keepalive is how often a node shows itself through the NATs on its way, so
@@ -36,7 +37,7 @@ type dialled struct {
 	state   session.State
 	since   time.Time
 	base    countersV1
-	life    life
+	life    life.Life
 	taken   []prefix // routes that lead into the interface
 	refused []prefix // routes the gateway sent and this tunnel does not take
 
@@ -186,7 +187,7 @@ func (t *dialled) setUpLocked(s control.Session) error {
 	taken, refused := t.accept(&s)
 	err := t.dev.Add(engine.Session{
 		ID: s.ID, PeerKey: engine.PublicKey(s.PeerKey), PresharedKey: s.ActiveKey(), Endpoint: t.saved.Endpoint,
-		Keepalive: keepalive, Gate: t.gate(), Deadline: t.life.deadline(), AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
+		Keepalive: keepalive, Gate: t.gate(), Deadline: t.life.Deadline(bootNow(), time.Now()), AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
 	})
 	if err != nil {
 		return fmt.Errorf("data plane: %w", err)

@@ -46,7 +46,7 @@ func (t *dialled) holdLocked(held bool, request session.ID) error {
 	if t.session == nil {
 		return nil
 	}
-	t.life.checkAt = 0
+	t.life.CheckAt = 0
 	if t.dev != nil {
 		if err := t.dev.SetGate(t.session.ID, t.gate()); err != nil {
 			return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: %v", t.cfg.Name, err)}
@@ -128,7 +128,7 @@ func (p *peerConn) holdChanged(a control.HoldChanged) {
 		return
 	}
 	mb.held = s.Held
-	mb.life.checkAt = 0
+	mb.life.CheckAt = 0
 	if err := mb.network.dev.SetGate(s.ID, mb.gate()); err != nil {
 		g.m.log.Error("gate not set", event.KeySession, s.ID, event.KeyErr, err)
 	}

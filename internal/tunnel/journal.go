@@ -11,6 +11,7 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -51,7 +52,7 @@ type (
 	countersV1 struct {
 		Version          int
 		RxBytes, TxBytes uint64
-		Ages             *agesV1 `json:",omitempty"` // of a session that time ends
+		Ages             *life.Ages `json:",omitempty"` // of a session that time ends
 	}
 )
 

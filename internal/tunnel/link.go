@@ -18,6 +18,7 @@ import (
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
+	"tunneld/internal/tunnel/life"
 )
 
 // link is this node's control connection towards one list of gateways, with
@@ -39,7 +40,7 @@ type link struct {
 	failures int
 	running  bool
 	renewing *renewal
-	provenAt bootTime // when a transport came to carry the connection last; 0: not in this process
+	provenAt life.Instant // when a transport came to carry the connection last; 0: not in this process
 	serial   uint32
 	renewAt  time.Time    // when a new transport is due; zero: not thought of yet
 	octets   atomic.Int64 // carried since the last transport took over

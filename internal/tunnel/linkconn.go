@@ -50,7 +50,7 @@ func (c *linkConn) SetUp(s control.Session) *wire.Result {
 		return &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseUser, Text: "the tunnel is not wanted any more"}
 	}
 	t.life = newLife(s.Lifetime, s.Timers.Grace, time.Time{})
-	t.life.proven = c.l.provenAt
+	t.life.Proven = c.l.provenAt
 	if err := t.setUpLocked(s); err != nil {
 		m.log.Error("session not set up", event.KeyTunnel, t.cfg.Name, event.KeySession, s.ID, event.KeyErr, err)
 		t.closeLocked()

@@ -12,7 +12,14 @@ import (
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/life"
 )
+
+// newLife begins the clocks of a session now. beganAt is its beginning where that
+// was earlier; zero: it is not known.
+func newLife(terms wire.Lifetime, grace time.Duration, beganAt time.Time) life.Life {
+	return life.New(terms, grace, beganAt, bootNow(), time.Now())
+}
 
 // lookInterval is how often it is seen whether a session's time has come to be
 // looked at, if none comes sooner.
@@ -31,7 +38,7 @@ func (m *Manager) watchLives(ctx context.Context) {
 		}
 		now, wall := bootNow(), time.Now()
 		next := min(m.lookAtTunnels(ctx, now, wall), m.lookAtMembers(ctx, now, wall))
-		t.Reset(min(max(next.since(bootNow()), least), lookInterval))
+		t.Reset(min(max(next.Since(bootNow()), least), lookInterval))
 	}
 }
 
@@ -53,28 +60,28 @@ func ending(cause wire.Cause) wire.Result {
 }
 
 // expiring is the cause of a warning: which end, and when.
-func expiring(e *end, now bootTime, wall time.Time) string {
-	return fmt.Sprintf("%s: ends at %s", endNames[e.cause], instantOf(e.at, now, wall).UTC().Format(time.RFC3339))
+func expiring(e *life.End, now life.Instant, wall time.Time) string {
+	return fmt.Sprintf("%s: ends at %s", e.Name(), e.At.Wall(now, wall).UTC().Format(time.RFC3339))
 }
 
 // lookAtMembers looks at the gateway's sessions whose time has come, and says
 // when the next one's does.
-func (m *Manager) lookAtMembers(ctx context.Context, now bootTime, wall time.Time) (next bootTime) {
+func (m *Manager) lookAtMembers(ctx context.Context, now life.Instant, wall time.Time) (next life.Instant) {
 	g := m.gateway
-	next = never
+	next = life.Never
 	if g == nil {
 		return next
 	}
 	var over []closing
 	g.mu.Lock()
 	for _, mb := range g.members.byID {
-		if l := &mb.life; !l.over && l.checkAt <= now {
+		if l := &mb.life; !l.Over && l.CheckAt <= now {
 			if e := g.lookLocked(mb, now, wall); e != nil {
-				l.over = true
-				over = append(over, closing{mb.conn.conn, control.CloseSession{LocalID: mb.local, Result: ending(e.cause), Statistics: g.statistics(mb)}})
+				l.Over = true
+				over = append(over, closing{mb.conn.conn, control.CloseSession{LocalID: mb.local, Result: ending(e.Cause), Statistics: g.statistics(mb)}})
 			}
 		}
-		next = min(next, mb.life.checkAt)
+		next = min(next, mb.life.CheckAt)
 	}
 	g.mu.Unlock()
 	closeAll(ctx, over)
@@ -82,12 +89,12 @@ func (m *Manager) lookAtMembers(ctx context.Context, now bootTime, wall time.Tim
 }
 
 // lookLocked returns the end that a session has reached.
-func (g *gateway) lookLocked(mb *member, now bootTime, wall time.Time) (reached *end) {
+func (g *gateway) lookLocked(mb *member, now life.Instant, wall time.Time) (reached *life.End) {
 	var st engine.Stats
-	if mb.life.terms.Idle > 0 {
+	if mb.life.Terms.Idle > 0 {
 		st = statsOf(mb.network.dev, mb.id)
 	}
-	reached, near := mb.life.look(now, wall, st.RxPackets+st.TxPackets, mb.held)
+	reached, near := mb.life.Look(now, wall, st.RxPackets+st.TxPackets, mb.held)
 	if near != nil {
 		g.record(mb, event.Event{Kind: event.SessionExpiring, Cause: expiring(near, now, wall)})
 	}
@@ -101,22 +108,22 @@ const nodeSlack = 5 * time.Second
 
 // lookAtTunnels does for this node's own sessions what lookAtMembers does for a
 // gateway's, and proves anew who this node is where that is due.
-func (m *Manager) lookAtTunnels(ctx context.Context, now bootTime, wall time.Time) (next bootTime) {
-	next = never
+func (m *Manager) lookAtTunnels(ctx context.Context, now life.Instant, wall time.Time) (next life.Instant) {
+	next = life.Never
 	var over []closing
 	m.mu.Lock()
 	for _, t := range m.tunnels {
 		l := &t.life
-		if t.session == nil || l.over {
+		if t.session == nil || l.Over {
 			continue
 		}
-		if l.checkAt <= now {
+		if l.CheckAt <= now {
 			if e := t.lookLocked(now, wall); e != nil && t.link.conn != nil {
-				l.over = true
-				over = append(over, closing{t.link.conn, control.CloseSession{LocalID: t.session.LocalID, Result: ending(e.cause)}})
+				l.Over = true
+				over = append(over, closing{t.link.conn, control.CloseSession{LocalID: t.session.LocalID, Result: ending(e.Cause)}})
 			}
 		}
-		next = min(next, l.checkAt)
+		next = min(next, l.CheckAt)
 	}
 	m.mu.Unlock()
 	closeAll(ctx, over)
@@ -125,19 +132,19 @@ func (m *Manager) lookAtTunnels(ctx context.Context, now bootTime, wall time.Tim
 
 // lookLocked returns the end that the session has reached and the gateway has
 // not acted upon.
-func (t *dialled) lookLocked(now bootTime, wall time.Time) (reached *end) {
+func (t *dialled) lookLocked(now life.Instant, wall time.Time) (reached *life.End) {
 	l := &t.life
 	var st engine.Stats
-	if l.terms.Idle > 0 {
+	if l.Terms.Idle > 0 {
 		st = statsOf(t.dev, t.session.ID)
 	}
-	reached, near := l.look(now, wall, st.RxPackets+st.TxPackets, t.saved.Held)
+	reached, near := l.Look(now, wall, st.RxPackets+st.TxPackets, t.saved.Held)
 	if near != nil {
 		t.record(t.session.ID, event.Event{Kind: event.SessionExpiring, Cause: expiring(near, now, wall)})
 	}
 	t.proveLocked(now)
-	if reached != nil && now.since(reached.at) < nodeSlack {
-		l.checkAt = min(l.checkAt, reached.at.plus(nodeSlack))
+	if reached != nil && now.Since(reached.At) < nodeSlack {
+		l.CheckAt = min(l.CheckAt, reached.At.Plus(nodeSlack))
 		return nil
 	}
 	return reached
@@ -154,23 +161,23 @@ func (t *dialled) reproveLocked(cause wire.Cause) {
 // proveLocked has the link make a new transport beside the one in use when two
 // thirds of the time to the next proof are over, a little earlier at random, so
 // that the nodes of a gateway do not come in step.
-func (t *dialled) proveLocked(now bootTime) {
+func (t *dialled) proveLocked(now life.Instant) {
 	l := &t.life
-	if l.terms.Reauth == 0 {
+	if l.Terms.Reauth == 0 {
 		return
 	}
-	if l.proveAt == 0 {
-		d := l.terms.Reauth
-		l.proveAt = l.proven.plus(d*2/3 - rand.N(d/12+1))
+	if l.ProveAt == 0 {
+		d := l.Terms.Reauth
+		l.ProveAt = l.Proven.Plus(d*2/3 - rand.N(d/12+1))
 	}
-	if l.proveAt <= now {
-		l.proveAt = now.plus(max(l.terms.Reauth/12, minLook)) // another try, if this one fails
+	if l.ProveAt <= now {
+		l.ProveAt = now.Plus(max(l.Terms.Reauth/12, life.MinLook)) // another try, if this one fails
 		if t.link.up {
 			t.link.redial = true
 			t.link.nudge()
 		}
 	}
-	l.checkAt = min(l.checkAt, l.proveAt)
+	l.CheckAt = min(l.CheckAt, l.ProveAt)
 }
 
 // provenLocked: every session of the link was proved anew, and none waits for a
@@ -178,7 +185,7 @@ func (t *dialled) proveLocked(now bootTime) {
 func (l *link) provenLocked() {
 	l.provenAt = bootNow()
 	for _, t := range l.tunnels {
-		t.life.proven, t.life.proveAt, t.life.graceTo = l.provenAt, 0, 0
+		t.life.Proven, t.life.ProveAt, t.life.GraceTo = l.provenAt, 0, 0
 		t.deadlineLocked()
 	}
 	l.holdLater()
@@ -190,22 +197,22 @@ func (l *link) graceLocked() {
 	longest := time.Duration(0)
 	for _, t := range l.tunnels {
 		if t.session != nil {
-			longest = max(longest, t.life.grace)
+			longest = max(longest, t.life.Grace)
 		}
 	}
 	for _, t := range l.tunnels {
-		t.life.graceTo = bootNow().plus(longest)
+		t.life.GraceTo = bootNow().Plus(longest)
 		t.deadlineLocked()
 	}
 }
 
 // deadlineLocked tells the data plane when to stop the session by itself.
 func (t *dialled) deadlineLocked() {
-	t.life.checkAt = 0
+	t.life.CheckAt = 0
 	if t.session == nil || t.dev == nil {
 		return
 	}
-	if err := t.dev.SetDeadline(t.session.ID, t.life.deadline()); err != nil {
+	if err := t.dev.SetDeadline(t.session.ID, t.life.Deadline(bootNow(), time.Now())); err != nil {
 		t.m.log.Error("deadline not set", event.KeyTunnel, t.cfg.Name, event.KeySession, t.session.ID, event.KeyErr, err)
 	}
 }
@@ -215,9 +222,9 @@ func (t *dialled) deadlineLocked() {
 func (t *dialled) toldLocked(s control.Session) {
 	old := t.life
 	t.life = newLife(s.Lifetime, s.Timers.Grace, time.Time{})
-	t.life.graceTo = old.graceTo
-	if !old.over && old.proven != 0 && t.session != nil && t.session.ID == s.ID {
-		t.life.proven, t.life.active, t.life.packets = old.proven, old.active, old.packets
+	t.life.GraceTo = old.GraceTo
+	if !old.Over && old.Proven != 0 && t.session != nil && t.session.ID == s.ID {
+		t.life.Proven, t.life.Active, t.life.Packets = old.Proven, old.Active, old.Packets
 	}
 	t.session = &s
 	t.deadlineLocked()
@@ -230,8 +237,8 @@ func (t *dialled) toldLocked(s control.Session) {
 func (t *dialled) restoreLife(remaining time.Duration) {
 	t.life = newLife(t.session.Lifetime, t.session.Timers.Grace, time.Time{})
 	now := bootNow()
-	t.life.restore(t.base.Ages, now, time.Now())
-	t.life.graceTo = now.plus(remaining)
+	t.life.Restore(t.base.Ages, now, time.Now(), hostBoot())
+	t.life.GraceTo = now.Plus(remaining)
 	t.base.Ages = nil
 }
 
@@ -244,8 +251,8 @@ func (n *network) lifetime() wire.Lifetime {
 // deadline tells the data plane when to stop the session by itself. The caller
 // holds gateway.mu.
 func (mb *member) deadline() {
-	mb.life.checkAt = 0
-	if err := mb.network.dev.SetDeadline(mb.id, mb.life.deadline()); err != nil {
+	mb.life.CheckAt = 0
+	if err := mb.network.dev.SetDeadline(mb.id, mb.life.Deadline(bootNow(), time.Now())); err != nil {
 		mb.network.g.m.log.Error("deadline not set", event.KeySession, mb.id, event.KeyErr, err)
 	}
 }
@@ -253,8 +260,8 @@ func (mb *member) deadline() {
 // restoreLife goes on with the life of a session that outlived its process.
 func (mb *member) restoreLife(remaining time.Duration) {
 	now := bootNow()
-	mb.life.restore(mb.base.Ages, now, time.Now())
-	mb.life.graceTo = now.plus(remaining)
+	mb.life.Restore(mb.base.Ages, now, time.Now(), hostBoot())
+	mb.life.GraceTo = now.Plus(remaining)
 	mb.base.Ages = nil
 }
 
@@ -265,10 +272,10 @@ func (p *peerConn) suspended() {
 	defer p.g.mu.Unlock()
 	longest := time.Duration(0)
 	for _, mb := range p.g.members.byConn.list(p) {
-		longest = max(longest, mb.life.grace)
+		longest = max(longest, mb.life.Grace)
 	}
 	for _, mb := range p.g.members.byConn.list(p) {
-		mb.life.graceTo = bootNow().plus(longest)
+		mb.life.GraceTo = bootNow().Plus(longest)
 		mb.deadline()
 	}
 }
@@ -280,7 +287,7 @@ func (p *peerConn) proven(restarted bool) {
 	defer p.g.mu.Unlock()
 	p.provenAt = bootNow()
 	for _, mb := range p.g.members.byConn.list(p) {
-		mb.life.proven, mb.life.graceTo = p.provenAt, 0
+		mb.life.Proven, mb.life.GraceTo = p.provenAt, 0
 		mb.deadline()
 	}
 	if p.restored != nil {
@@ -297,14 +304,14 @@ func (p *peerConn) tellLifetimes(ctx context.Context) {
 	p.g.mu.Lock()
 	now, wall := bootNow(), time.Now()
 	for _, mb := range p.g.members.byConn.list(p) {
-		terms := mb.life.terms
+		terms := mb.life.Terms
 		if terms == (wire.Lifetime{}) && mb.told == terms {
 			continue
 		}
 		if terms.Absolute > 0 {
-			terms.Absolute = max(time.Second, mb.life.absoluteTo(now, wall).since(now))
+			terms.Absolute = max(time.Second, mb.life.AbsoluteTo(now, wall).Since(now))
 		}
-		mb.told = mb.life.terms
+		mb.told = mb.life.Terms
 		tell = append(tell, control.ChangeLifetime{LocalID: mb.local, Lifetime: terms})
 	}
 	p.g.mu.Unlock()
@@ -316,7 +323,7 @@ func (p *peerConn) tellLifetimes(ctx context.Context) {
 // proofTooOld refuses a session over a transport whose set-up is longer ago than
 // the network lets a proof be: it would be over when it begins.
 func (p *peerConn) proofTooOld(n *network) *wire.Result {
-	if d := n.cfg.Timers.Reauth; d > 0 && bootNow().since(p.provenAt) >= d {
+	if d := n.cfg.Timers.Reauth; d > 0 && bootNow().Since(p.provenAt) >= d {
 		return refusal(wire.CauseReauth, "node %q must prove anew who it is", p.node)
 	}
 	return nil
@@ -331,7 +338,7 @@ func (p *peerConn) certificateTo(at time.Time) {
 	}
 	p.certTo = at
 	for _, mb := range p.g.members.byConn.list(p) {
-		mb.life.certTo = at
+		mb.life.CertTo = at
 		if mb.network.dev != nil {
 			mb.deadline()
 		}

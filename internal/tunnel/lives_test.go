@@ -175,7 +175,7 @@ func TestNoSessionOverAnOldProof(t *testing.T) {
 	id := established(t, gw, node)
 	gw.m.gateway.mu.Lock()
 	for _, p := range gw.m.gateway.conns {
-		p.provenAt = p.provenAt.plus(-time.Hour)
+		p.provenAt = p.provenAt.Plus(-time.Hour)
 	}
 	gw.m.gateway.mu.Unlock()
 	if err := gw.m.KillSession(t.Context(), id, "test"); err != nil {

@@ -14,6 +14,7 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -51,7 +52,7 @@ type member struct {
 	psk       secret.Value
 	base      countersV1 // before this process
 
-	life life
+	life life.Life
 	told wire.Lifetime // as the node knows it
 	held bool          // by the node: kept, and nothing passes
 
@@ -233,7 +234,7 @@ func (mb *member) lease() pool.Lease {
 // handshakes and starts none.
 func (mb *member) engineSession(gate engine.Gate) engine.Session {
 	return engine.Session{
-		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.deadline(), Responder: true,
+		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.Deadline(bootNow(), time.Now()), Responder: true,
 		AllowedIPs: mb.prefixes(),
 	}
 }
@@ -246,9 +247,9 @@ func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member 
 		addresses: s.Addresses, advertise: s.Advertise, routes: s.Routes, peerKey: s.PeerKey, psk: s.PresharedKey,
 		life: newLife(n.lifetimeOf(s), s.Timers.Grace, s.Began), told: s.Lifetime, held: s.Held,
 	}
-	mb.life.certTo = p.certTo
+	mb.life.CertTo = p.certTo
 	if p.provenAt != 0 {
-		mb.life.proven = p.provenAt
+		mb.life.Proven = p.provenAt
 	}
 	g.members.add(mb)
 	g.followKeysLocked(mb, s)

@@ -16,6 +16,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -33,7 +34,7 @@ type peerConn struct {
 	restored   *time.Duration // what is left of the grace, of one that was restored
 	orphans    []uint32       // sessions to be closed when it is launched
 	certTo     time.Time      // end of the node's newest certificate; gateway.mu guards it
-	provenAt   bootTime       // when its transport came to carry it; likewise
+	provenAt   life.Instant   // when its transport came to carry it; likewise
 
 	remote atomic.Pointer[string] // where its newest transport came from
 }

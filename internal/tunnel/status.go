@@ -76,7 +76,7 @@ func (t *dialled) view() api.Tunnel {
 	v.Session, v.Addresses, v.Path, v.MTU, v.KeyEpoch = maybe(s.ID.String()), notNil(s.Addresses), &path, &mtu, &epoch
 	v.Resumes, v.RxBytes, v.TxBytes = s.Resumes, total.RxBytes, total.TxBytes
 	v.Endpoint, v.LastHandshakeAt, v.DataAlive = endpointText(st.Endpoint), instant(st.LastHandshake), &living
-	v.ExpiresAt = t.life.expiresAt()
+	v.ExpiresAt = instant(t.life.ExpiresAt(bootNow(), time.Now()))
 	v.Routes = notNil(t.taken)
 	return v
 }
@@ -116,7 +116,7 @@ func (mb *member) view(g *gateway) api.Session {
 		Session: mb.id.String(), Node: mb.node, Network: mb.network.cfg.Name, State: mb.shown().String(),
 		Addresses: notNil(mb.addresses), Path: &path, Endpoint: endpointText(st.Endpoint), KeyEpoch: &epoch,
 		Resumes: mb.resumes, LastHandshakeAt: instant(st.LastHandshake), RxBytes: total.RxBytes, TxBytes: total.TxBytes,
-		Since: &since, ExpiresAt: mb.life.expiresAt(),
+		Since: &since, ExpiresAt: instant(mb.life.ExpiresAt(bootNow(), time.Now())),
 	}
 }
 
