@@ -14,6 +14,7 @@ import (
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -92,7 +93,7 @@ func (p *peerConn) Ticket(s control.Session) []byte {
 	}
 	now := time.Now()
 	until := now.Add(s.Timers.Grace)
-	if a := mb.life.terms.Absolute; a > 0 {
+	if a := mb.life.Terms.Absolute; a > 0 {
 		until = earlier(until, s.Began.Add(a))
 	}
 	if !p.certTo.IsZero() {
@@ -163,7 +164,7 @@ func (p *peerConn) rebuild(q *wire.ICRQ) (control.Grant, *wire.Result) {
 	grant := n.grantOf(t.Session, t.Addresses)
 	grant.Began, grant.KeyEpoch, grant.Resumes = t.Began, q.KeyEpoch, t.Resumes+1
 	if a := &grant.Lifetime.Absolute; *a > 0 {
-		*a = max(time.Second, *a-wallSince(t.Began, time.Now()))
+		*a = max(time.Second, *a-life.WallSince(t.Began, time.Now()))
 	}
 	return grant, nil
 }
@@ -201,7 +202,7 @@ func (g *gateway) mayRebuildLocked(n *network, p *peerConn, q *wire.ICRQ, t auth
 			return refusal(wire.CauseTicketOld, "the node has begun another session since")
 		}
 	}
-	if a := n.cfg.Timers.Absolute; a > 0 && wallSince(t.Began, time.Now()) >= a {
+	if a := n.cfg.Timers.Absolute; a > 0 && life.WallSince(t.Began, time.Now()) >= a {
 		return refusal(wire.CauseAbsolute, "")
 	}
 	return nil

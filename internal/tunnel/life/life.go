@@ -33,13 +33,13 @@ type Life struct {
 func New(terms wire.Lifetime, grace time.Duration, beganAt time.Time, now Instant, wall time.Time) Life {
 	l := Life{Terms: terms, Began: now, BeganAt: beganAt, Proven: now, Active: now, Grace: grace}
 	if !beganAt.IsZero() {
-		l.Began = now.Plus(-max(0, wallSince(beganAt, wall)))
+		l.Began = now.Plus(-max(0, WallSince(beganAt, wall)))
 	}
 	return l
 }
 
-// wallSince is what the wall clock says has passed, steps of it included.
-func wallSince(from, to time.Time) time.Duration { return to.Round(0).Sub(from.Round(0)) }
+// WallSince is what the wall clock says has passed, steps of it included.
+func WallSince(from, to time.Time) time.Duration { return to.Round(0).Sub(from.Round(0)) }
 
 // Ages is what of a life outlives the process. Within one start of the host
 // CLOCK_BOOTTIME goes on; after a reboot the wall clock must do.
@@ -64,7 +64,7 @@ func (l *Life) Restore(a *Ages, now Instant, wall time.Time, boot string) {
 	if a == nil {
 		return
 	}
-	passed := max(0, wallSince(a.At, wall))
+	passed := max(0, WallSince(a.At, wall))
 	if a.HostBoot != "" && a.HostBoot == boot {
 		passed = max(0, now.Since(Instant(a.Uptime)))
 	}
@@ -80,7 +80,7 @@ func (l *Life) AbsoluteTo(now Instant, wall time.Time) Instant {
 	}
 	end := l.Began.Plus(l.Terms.Absolute)
 	if !l.BeganAt.IsZero() {
-		end = min(end, now.Plus(l.Terms.Absolute-wallSince(l.BeganAt, wall)))
+		end = min(end, now.Plus(l.Terms.Absolute-WallSince(l.BeganAt, wall)))
 	}
 	return end
 }
@@ -104,7 +104,7 @@ func (l *Life) ends(now Instant, wall time.Time) [4]End {
 		all[1].At = l.Proven.Plus(l.Terms.Reauth)
 	}
 	if !l.CertTo.IsZero() {
-		all[2].At = now.Plus(wallSince(wall, l.CertTo))
+		all[2].At = now.Plus(WallSince(wall, l.CertTo))
 	}
 	if l.Terms.Idle > 0 {
 		all[3].At = l.Active.Plus(l.Terms.Idle)
