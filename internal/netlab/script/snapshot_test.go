@@ -174,8 +174,9 @@ func noteFiles(note noteFunc, dir string) error {
 }
 
 // noteJournal notes what the journal says. Left out are the cursors of control
-// connections, the counters, the times of leases and the records of sessions that
-// were granted and came to nothing, which go on whatever is refused, and the keys of invites that were tried, which are kept for another
+// connections, the counters, the times of leases, and the records and stories of
+// sessions that were granted and came to nothing, which go on whatever is
+// refused, and the keys of invites that were tried, which are kept for another
 // try.
 func noteJournal(note noteFunc, dir string) error {
 	st, buckets, err := copyOfStore(dir)
@@ -185,7 +186,7 @@ func noteJournal(note noteFunc, dir string) error {
 	defer st.Close()
 	return st.View(func(tx store.Tx) error {
 		for _, bucket := range buckets {
-			if bucket == "connections" || bucket == "counters" || bucket == "ended" || bucket == "joining" {
+			if slices.Contains([]string{"connections", "counters", "ended", "stories", "joining"}, bucket) {
 				continue
 			}
 			err := tx.Each(bucket, func(key string, value []byte) error {
