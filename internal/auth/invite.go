@@ -65,9 +65,12 @@ func (r *Registry) Invite(req InviteRequest, now time.Time) (Code, error) {
 		Secret: code.Secret.Reveal(), Node: req.Node, NodeID: session.NewID(),
 		Networks: slices.Clone(req.Networks), Advertise: slices.Clone(req.Advertise), ExpiresAt: code.ExpiresAt,
 	}
+	sweep := now.Sub(time.Unix(r.swept.Load(), 0)) >= sweepInterval
 	err = r.change(func(tx store.Tx) error {
-		if err := forgetOld(tx, now); err != nil {
-			return err
+		if sweep {
+			if err := forgetOld(tx, now); err != nil {
+				return err
+			}
 		}
 		var rec nodeRecord
 		known, err := found(getJSON(tx, bucketNodes, req.Node, &rec))
@@ -88,7 +91,11 @@ func (r *Registry) Invite(req InviteRequest, now time.Time) (Code, error) {
 			return err
 		}
 		return putJSON(tx, bucketInvites, code.ID.String(), inv)
-	}, func() {})
+	}, func() {
+		if sweep {
+			r.swept.Store(now.Unix())
+		}
+	})
 	if err != nil {
 		return Code{}, fmt.Errorf("invite node %.64q: %w", req.Node, err)
 	}
@@ -152,6 +159,9 @@ func withdrawInvite(tx store.Tx, id InviteID, why string) error {
 	inv.Withdrawn = why
 	return putJSON(tx, bucketInvites, id.String(), inv)
 }
+
+// sweepInterval is how often all invites are looked through for old ones.
+const sweepInterval = time.Hour
 
 // forgetOld drops invites that ended long ago.
 func forgetOld(tx store.Tx, now time.Time) error {

@@ -27,7 +27,8 @@ type Registry struct {
 	decoy     secret.Value // stands in for the secret of an unknown invite
 	self      atomic.Pointer[Identity]
 
-	order order // of changes, kept by their mirrors below
+	swept atomic.Int64 // when all invites were looked through, in Unix seconds
+	order order        // of changes, kept by their mirrors below
 
 	mu      sync.RWMutex
 	serial  uint64 // all below: mu

@@ -105,6 +105,7 @@ type transport struct {
 	br    *bufio.Reader
 	queue chan *wire.Packet // closed by Run's goroutine: close the transport when empty
 	gone  chan struct{}     // closed when both goroutines have ended
+	loops atomic.Int32      // how many of them have not
 	cut   bool              // queue is closed
 	last  *time.Timer       // set before the queue is closed: closes nc if that takes too long
 }
@@ -217,14 +218,20 @@ func (c *Conn) take(in input) {
 // begin starts the goroutines of a transport and tells the machine of it.
 func (c *Conn) begin(t *transport) {
 	c.transports[t.id] = t
-	var both sync.WaitGroup
-	both.Add(2)
-	c.wg.Go(func() { defer both.Done(); c.readLoop(t) })
-	c.wg.Go(func() { defer both.Done(); c.writeLoop(t) })
-	c.wg.Go(func() { both.Wait(); t.last.Stop(); close(t.gone) })
+	t.loops.Store(2)
+	c.wg.Go(func() { defer t.ended(); c.readLoop(t) })
+	c.wg.Go(func() { defer t.ended(); c.writeLoop(t) })
 	c.step(Attached{t.id, t.b, t.first != nil && t.b.Since.Before(c.lost)})
 	if t.first != nil {
 		c.step(Received{t.id, t.first})
+	}
+}
+
+// ended notes the end of one of the two goroutines.
+func (t *transport) ended() {
+	if t.loops.Add(-1) == 0 {
+		t.last.Stop()
+		close(t.gone)
 	}
 }
 

@@ -275,6 +275,9 @@ type (
 	// Resumed: a new transport carries the connection; PeerRestarted says
 	// that the peer's daemon is another process than before.
 	Resumed struct{ PeerRestarted bool }
+	// SpreadTold: over how long nodes should come back that lose the gateway
+	// all at once.
+	SpreadTold struct{ Spread time.Duration }
 	// AttemptFailed: a transport did not come to resume the connection, which
 	// stays as it was; another try may succeed.
 	AttemptFailed struct{ Err error }
@@ -337,6 +340,7 @@ func (AskSetUp) action()           {}
 func (AskSign) action()            {}
 func (Opened) action()             {}
 func (Resumed) action()            {}
+func (SpreadTold) action()         {}
 func (AttemptFailed) action()      {}
 func (WasSuspended) action()       {}
 func (SessionUp) action()          {}

@@ -49,6 +49,9 @@ type Config struct {
 	Tickets      bool           // a responder's: it gives them, see TicketHandler
 	Rand         io.Reader      // keys and ids
 	Jitter       func() float64 // in [0, 1); nil: math/rand
+	// Spread is told to a responder's peer: over how long all of them should
+	// come back that lose us at once. nil: 0.
+	Spread func() time.Duration
 }
 
 // Machine is one control connection and the sessions in it.
@@ -78,9 +81,10 @@ type Machine struct {
 
 	peerCapabilities uint32
 
-	unsent    uint16 // while suspended: messages from this Ns on were never sent
-	silent    int    // hello intervals without a word from the peer
-	restarted bool   // this machine was restored and not yet resumed
+	unsent    uint16        // while suspended: messages from this Ns on were never sent
+	silent    int           // hello intervals without a word from the peer
+	restarted bool          // this machine was restored and not yet resumed
+	spread    time.Duration // as an initiator's peer told it last
 
 	// Of the present step.
 	out    []Action
@@ -100,7 +104,8 @@ type link struct {
 	share     secret.Value
 	shareOut  [32]byte
 	shareIn   [32]byte
-	peer      wire.Profile // what the peer says of itself
+	spread    time.Duration // an initiator's: as its peer told it
+	peer      wire.Profile  // what the peer says of itself
 	phase     phase
 	request   *wire.SCCRQ // a responder's: what it answers
 	promoteTo bool        // the proof was made with NextKey

@@ -402,6 +402,26 @@ func TestPeerRestartIsTold(t *testing.T) {
 	}
 }
 
+func TestSpreadIsTold(t *testing.T) {
+	p := newPair(t)
+	spread := 5 * time.Second
+	p.gateway.cfg.Spread = func() time.Duration { return spread }
+	p.gateway.m = New(p.gateway.cfg)
+	p.connect()
+	p.carry(-1)
+	p.open()
+	p.carry(-1)
+	p.wantUp()
+	for range 2 { // of two resumes the first changes nothing
+		if told := p.node.said("SpreadTold"); told != 1 || p.node.m.spread != spread || p.gateway.m.spread != 0 {
+			t.Errorf("told %d times, the node knows %v, the gateway %v, want once, %v and nothing", told, p.node.m.spread, p.gateway.m.spread, spread)
+		}
+		p.connect()
+		p.carry(-1)
+		p.wantUp()
+	}
+}
+
 func TestProofIsSpent(t *testing.T) {
 	p := established(t)
 	p.cut()

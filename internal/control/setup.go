@@ -238,6 +238,9 @@ func (m *Machine) authorized(ev Authorized) {
 		HostName: m.cfg.HostName, RouterID: m.cfg.RouterID, AssignedID: m.rec.LocalID,
 		Pseudowires: []uint16{wire.PWTypeWireGuard}, Profile: m.profile(l), Failover: m.failover(),
 	}
+	if m.cfg.Spread != nil {
+		r.Spread = m.cfg.Spread()
+	}
 	if q := l.request; q.Recovery != nil {
 		m.offerResume(l, q, r)
 	} else {
@@ -266,6 +269,7 @@ func (m *Machine) offerResume(l *link, q *wire.SCCRQ, r *wire.SCCRP) {
 // sccrp takes the gateway's answer and completes the set-up from this side.
 func (m *Machine) sccrp(l *link, r *wire.SCCRP) {
 	l.shareIn, l.peer = r.Profile.KeyShare, r.Profile
+	l.spread = r.Spread
 	if r.Profile.Version != wire.ProtocolVersion {
 		m.abandon(l, &wire.Result{Code: wire.StopVersion, Error: wire.ErrorCode(wire.ProtocolVersion), Cause: wire.CauseVersion},
 			fmt.Errorf("protocol version %d", r.Profile.Version))
@@ -364,6 +368,10 @@ func (m *Machine) promote(l *link) {
 	m.dirty = true
 	m.silent = 0
 	m.do(Disarm{TimerSetup}, Disarm{TimerGrace}, Arm{TimerHello, m.helloDelay()})
+	if l.spread != m.spread {
+		m.spread = l.spread
+		m.do(SpreadTold{l.spread})
+	}
 }
 
 // resumed goes on with the connection on l, from where the peer has got to:

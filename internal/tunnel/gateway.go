@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -43,7 +42,7 @@ type gateway struct {
 	conns    map[uint32]*peerConn // by our connection id
 	members  *roster
 	changing map[*member]*gatewayKeys // a next key is armed
-	seen     map[netip.Addr]int       // addresses of live connections' transports
+	seen     map[netip.Addr]int       // where the nodes of connections, live and suspended, were last
 	finals   map[session.ID]*endedV1  // sessions that ended and are not recorded yet
 	rests    []savedRest              // freed addresses that are not journalled yet
 	gone     []session.ID             // closed since the counters were last written
@@ -132,6 +131,7 @@ func (g *gateway) restore() error {
 		p.conn = control.NewConn(control.Restore(g.config(c.record.LocalID), c.record), p, g.m.log.With(event.KeyNode, p.node))
 		p.restored = &remaining
 		g.conns[p.id] = p
+		g.seeLocked(p, c.seen)
 	}
 	for _, n := range g.networks {
 		if err := n.restoreRests(); err != nil {
@@ -154,7 +154,7 @@ func graceLeft(r *control.Record, now time.Time) time.Duration {
 func (g *gateway) config(id uint32) control.Config {
 	return control.Config{
 		Role: control.Responder, LocalID: id, HostName: g.m.cfg.Node.Name, RouterID: routerID(g.registry.Identity().ID),
-		BootID: g.m.bootID, Rand: rand.Reader, Tickets: g.m.keep.Keys != nil,
+		BootID: g.m.bootID, Rand: rand.Reader, Tickets: g.m.keep.Keys != nil, Spread: g.spread,
 	}
 }
 
@@ -179,9 +179,11 @@ func (g *gateway) start(ctx context.Context) error {
 		conns = append(conns, p)
 	}
 	g.mu.Unlock()
+	var launched sync.WaitGroup // together, so that they share writes to disk
 	for _, p := range conns {
-		g.launch(ctx, p)
+		launched.Go(func() { g.launch(ctx, p) })
 	}
+	launched.Wait()
 	for _, n := range g.networks {
 		g.announceLater(n) // the file may say others than the last process did
 	}
@@ -270,7 +272,7 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 	}
 	c.SetReadDeadline(time.Now().Add(setupTimeout))
 	nc := g.m.tracer.conn(c, false)
-	br := bufio.NewReader(nc)
+	br := bufio.NewReaderSize(nc, readSize)
 	first, q, err := readRequest(br)
 	if err != nil {
 		g.m.log.Warn("control connection not begun", event.KeyNode, peer.Name, event.KeyRemote, c.RemoteAddr().String(), event.KeyErr, err)
@@ -286,14 +288,10 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 	p.certificateTo(peer.NotAfter)
 	remote := c.RemoteAddr().String()
 	p.remote.Store(&remote)
-	g.seeTransport(c.RemoteAddr(), 1)
-	defer g.seeTransport(c.RemoteAddr(), -1)
-	gone, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first)
-	if err != nil {
+	g.see(p, addrOf(c.RemoteAddr()))
+	if _, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first); err != nil {
 		control.Refuse(nc, q, noConnection(q))
-		return
 	}
-	<-gone
 }
 
 // noConnection is why a request finds no connection: there is nothing to
@@ -309,6 +307,7 @@ func noConnection(q *wire.SCCRQ) wire.Result {
 const (
 	setupTimeout = 10 * time.Second
 	maxRequest   = 4096 // octets
+	readSize     = 512  // of the buffer that each connection has for life; most messages fit
 )
 
 // readRequest reads the SCCRQ a transport begins with.
@@ -398,6 +397,7 @@ func (g *gateway) launch(_ context.Context, p *peerConn) {
 		if ctx.Err() == nil {
 			g.mu.Lock()
 			delete(g.conns, p.id)
+			g.seeLocked(p, netip.Addr{})
 			g.mu.Unlock()
 		}
 	})
@@ -422,15 +422,41 @@ func bind(c carrier.Conn, own auth.Identity, peer auth.Peer) control.Binding {
 	}
 }
 
-// seeTransport counts the transports of an address, for whose sake half of the
-// places before authentication is kept free.
-func (g *gateway) seeTransport(a net.Addr, d int) {
-	addr := addrOf(a)
+// see notes where the node of a connection was last; the zero address: the
+// connection is over. For the sake of those addresses half of the places before
+// authentication is kept free.
+func (g *gateway) see(p *peerConn, addr netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.seen[addr] += d; g.seen[addr] <= 0 {
-		delete(g.seen, addr)
+	g.seeLocked(p, addr)
+}
+
+func (g *gateway) seeLocked(p *peerConn, addr netip.Addr) {
+	if g.seen[p.at]--; g.seen[p.at] <= 0 {
+		delete(g.seen, p.at)
 	}
+	if p.at = addr; addr.IsValid() {
+		g.seen[addr]++
+	}
+}
+
+// Each node that lost this gateway with all others is given this much time for
+// its way back: somewhat more than a resume takes one processor.
+const (
+	spreadPerNode = 2 * time.Millisecond
+	leastSpread   = 100 * time.Millisecond // for fewer nodes nothing is told
+	mostSpread    = time.Minute
+)
+
+// spread is over how long the nodes should come back.
+func (g *gateway) spread() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := time.Duration(len(g.conns)) * spreadPerNode
+	if d < leastSpread {
+		return 0
+	}
+	return min(d, mostSpread)
 }
 
 // cutRevoked closes the sessions and connections of revoked nodes.

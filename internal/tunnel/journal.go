@@ -30,8 +30,9 @@ const stateVersion = 1
 type (
 	connectionV1 struct {
 		Version int
-		Link    string // the gateways dialled; empty at a gateway
-		Record  []byte // control.Record
+		Link    string     // the gateways dialled; empty at a gateway
+		Record  []byte     // control.Record
+		Seen    netip.Addr `json:",omitzero"` // where a gateway's node was last
 	}
 	leaseV1 struct {
 		Version int
@@ -63,12 +64,12 @@ func connectionKey(localID uint32) string { return fmt.Sprintf("%08x", localID) 
 
 // saveConnection makes a control connection durable, if check agrees in the
 // same transaction; a nil check agrees.
-func (j *journal) saveConnection(link string, r *control.Record, check func(store.Tx) error) error {
+func (j *journal) saveConnection(link string, seen netip.Addr, r *control.Record, check func(store.Tx) error) error {
 	raw, err := r.Encode()
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(connectionV1{stateVersion, link, raw})
+	b, err := json.Marshal(connectionV1{stateVersion, link, raw, seen})
 	if err != nil {
 		return err
 	}
@@ -86,6 +87,7 @@ func (j *journal) saveConnection(link string, r *control.Record, check func(stor
 type savedConnection struct {
 	link   string
 	record *control.Record
+	seen   netip.Addr
 }
 
 // newest is when the youngest of its sessions began.
@@ -108,7 +110,7 @@ func (j *journal) loadConnections() (all []savedConnection, err error) {
 		if err != nil {
 			return err
 		}
-		all = append(all, savedConnection{v.Link, r})
+		all = append(all, savedConnection{v.Link, r, v.Seen})
 		return nil
 	})
 	return all, err

@@ -37,7 +37,8 @@ type link struct {
 	lastErr  error  // why the present attempt failed
 	reached  string // the gateway dialled last, HOST:PORT
 	local    string // our address towards it
-	failures int
+	pace     control.Pace
+	later    time.Time // no dial before, unless something changed
 	running  bool
 	renewing *renewal
 	provenAt life.Instant // when a transport came to carry the connection last; 0: not in this process
@@ -193,7 +194,7 @@ const idleWait = time.Minute
 // once does the next thing that is due and says how long there is nothing else.
 func (l *link) once(ctx context.Context) time.Duration {
 	l.m.mu.Lock()
-	wanted, conn, redial, up := l.wantedLocked(), l.conn, l.redial, l.up
+	wanted, conn, redial, up, later := l.wantedLocked(), l.conn, l.redial, l.up, time.Until(l.later)
 	l.redial = false
 	l.m.mu.Unlock()
 
@@ -205,6 +206,9 @@ func (l *link) once(ctx context.Context) time.Duration {
 	}
 	if up && !redial {
 		return l.ask(ctx, conn)
+	}
+	if later > 0 {
+		return later
 	}
 	if err := l.dial(ctx); err != nil {
 		return l.failed(err)
@@ -237,11 +241,16 @@ func (l *link) finish(ctx context.Context, conn *control.Conn) (done bool) {
 	return true
 }
 
+// hurryLocked has the next dial begin at once: something has changed.
+func (l *link) hurryLocked() {
+	l.pace.Forget()
+	l.later = time.Time{}
+}
+
 // failed counts a failed dial.
 func (l *link) failed(err error) time.Duration {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	l.failures++
 	l.redial = l.up // the old transport may be of no use on the new network
 	for _, t := range l.tunnels {
 		if t.wanted {
@@ -251,10 +260,12 @@ func (l *link) failed(err error) time.Duration {
 			}
 		}
 	}
-	if l.failures == 1 || l.failures%20 == 0 {
-		l.m.log.Warn("gateway not reached", event.KeyPeer, l.key, event.KeyAttempt, l.failures, event.KeyErr, err)
+	wait := l.pace.Failed()
+	if n := l.pace.Failures(); n == 1 || n%20 == 0 {
+		l.m.log.Warn("gateway not reached", event.KeyPeer, l.key, event.KeyAttempt, n, event.KeyErr, err)
 	}
-	return control.Backoff(l.failures)
+	l.later = time.Now().Add(wait)
+	return wait
 }
 
 // denied reports whether a failed dial will fail again until somebody does
@@ -482,7 +493,7 @@ func (l *link) isUp() bool {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
 	if l.up {
-		l.failures = 0
+		l.pace.Forget()
 	}
 	return l.up
 }
@@ -505,7 +516,7 @@ func (m *Manager) redialAll() {
 	defer m.mu.Unlock()
 	for _, l := range m.links {
 		l.redial = l.conn != nil
-		l.failures = 0
+		l.hurryLocked()
 		l.nudge()
 	}
 }

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 
 	"tunneld/internal/control"
@@ -19,7 +20,7 @@ type linkConn struct {
 
 // Save makes the record durable.
 func (c *linkConn) Save(r *control.Record) error {
-	return c.l.m.journal.saveConnection(c.l.key, r, nil)
+	return c.l.m.journal.saveConnection(c.l.key, netip.Addr{}, r, nil)
 }
 
 // Forget removes the record.
@@ -84,10 +85,13 @@ func (c *linkConn) Notify(a control.Action) {
 		c.sessionDown(a)
 	case control.WasSuspended:
 		c.l.up, c.l.lastErr = false, a.Err
+		c.l.later = time.Now().Add(c.l.pace.Lost(a.Err))
 		c.setStates(session.Suspended, event.Event{Kind: event.SessionSuspended, Cause: cause(a.Err)})
 		c.l.graceLocked()
 	case control.Resumed:
 		c.resumed(a.PeerRestarted)
+	case control.SpreadTold:
+		c.l.pace.Told(a.Spread)
 	case control.AttemptFailed:
 		c.l.lastErr = a.Err
 	case control.RebuildRefused:

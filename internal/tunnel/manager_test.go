@@ -262,6 +262,28 @@ func TestChangedRoutesReachTheSessionsOfBefore(t *testing.T) {
 	}
 }
 
+// Where a session's node was last is known after a restart too: its place before
+// authentication is kept for it.
+func TestGatewayRestartKnowsItsNodes(t *testing.T) {
+	gw, node := pair(t)
+	established(t, gw, node)
+	loopback := netip.MustParseAddr("127.0.0.1")
+	if !gw.m.gateway.known(loopback) {
+		t.Error("the address of a live session's node is not known")
+	}
+	gw.end()
+	node.end()
+	gw.run()
+	if !gw.m.gateway.known(loopback) {
+		t.Error("the address of a suspended session's node is not known after the restart")
+	}
+	if gw.m.gateway.known(netip.MustParseAddr("127.0.0.2")) {
+		t.Error("an address is known that nobody had")
+	}
+	node.run()
+	established(t, gw, node)
+}
+
 func TestNodeRestartKeepsTheSession(t *testing.T) {
 	gw, node := pair(t)
 	id := established(t, gw, node)

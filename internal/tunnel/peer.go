@@ -33,6 +33,7 @@ type peerConn struct {
 	journalled []session.ID   // sessions in the record as it is on disk
 	restored   *time.Duration // what is left of the grace, of one that was restored
 	orphans    []uint32       // sessions to be closed when it is launched
+	at         netip.Addr     // where its node was last; gateway.mu guards it
 	certTo     time.Time      // end of the node's newest certificate; gateway.mu guards it
 	provenAt   life.Instant   // when its transport came to carry it; likewise
 
@@ -53,7 +54,7 @@ func (p *peerConn) from() string {
 // more: the transaction fails, and with it what it was for.
 func (p *peerConn) Save(r *control.Record) error {
 	ended := p.endings(r.Sessions)
-	err := p.g.m.journal.saveConnection("", r, func(tx store.Tx) error {
+	err := p.g.m.journal.saveConnection("", p.lastSeen(), r, func(tx store.Tx) error {
 		for _, e := range ended {
 			if err := e.put(tx); err != nil {
 				return err
@@ -68,6 +69,13 @@ func (p *peerConn) Save(r *control.Record) error {
 		return &control.Denied{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}, Err: err}
 	}
 	return err
+}
+
+// lastSeen is where its node was last.
+func (p *peerConn) lastSeen() netip.Addr {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	return p.at
 }
 
 // Forget removes the record; its sessions are over.

@@ -63,7 +63,7 @@ func (t *dialled) wantLocked(up bool) error {
 	if t.session == nil {
 		t.lastErr = nil
 	}
-	t.link.failures = 0
+	t.link.hurryLocked()
 	return nil
 }
 

@@ -202,15 +202,24 @@ func (s *serving) control(ctx context.Context, t *tls.Conn, sock *socket, admitt
 	c := &conn{Stream: stream, mux: mux, link: l, state: t.ConnectionState(), ended: ended}
 	var handler sync.WaitGroup
 	defer handler.Wait()
-	handler.Go(func() {
-		s.Handler.Control(ctx, c)
+	handler.Go(func() { s.Handler.Control(ctx, c) })
+	cut := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(cut)
+		timer := time.NewTimer(closeTimeout)
+		defer timer.Stop()
 		select {
-		case <-mux.CloseChan(): // its owner still reads what came, and why it ended
-		case <-ctx.Done():
+		case <-mux.CloseChan(): // its owner was first
+		case <-timer.C:
 			c.Close()
 		}
 	})
-	defer close(ended) // before the wait
+	defer func() {
+		if !stop() {
+			<-cut
+		}
+	}()
+	defer close(ended) // before the waits
 	refuseStreams(mux)
 }
 

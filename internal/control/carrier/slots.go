@@ -35,12 +35,14 @@ func newSlots(max, strangers, perPrefix int) *slots {
 }
 
 // take reserves a slot for a peer at addr until release, which may be called
-// more than once.
+// more than once. An eighth is for strangers alone, so that somebody new comes in
+// while all others come back.
 func (s *slots) take(addr netip.Addr, known bool) (release func(), ok bool) {
 	prefix := sourcePrefix(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= s.max || !known && s.unknown >= s.strangers || s.byPrefix[prefix] >= s.perPrefix {
+	full := known && s.total-s.unknown >= s.max-s.max/8 || !known && s.unknown >= s.strangers
+	if s.total >= s.max || full || s.byPrefix[prefix] >= s.perPrefix {
 		return nil, false
 	}
 	s.add(prefix, known, 1)

@@ -721,6 +721,21 @@ func TestSlots(t *testing.T) {
 	}
 }
 
+// However many come back at once, somebody new comes in.
+func TestSlotsForStrangers(t *testing.T) {
+	s := newSlots(16, 8, 16)
+	var back int
+	for {
+		if _, ok := s.take(netip.MustParseAddr("192.0.2.1"), true); !ok {
+			break
+		}
+		back++
+	}
+	if _, ok := s.take(netip.MustParseAddr("198.51.100.1"), false); back != 14 || !ok {
+		t.Errorf("%d known peers of 16 have a place, want 14; a stranger beside them %v", back, ok)
+	}
+}
+
 // FuzzFrames: the attacker is a node with a certificate. However its octets are
 // cut, the count is the same and nothing panics.
 func FuzzFrames(f *testing.F) {

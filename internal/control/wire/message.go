@@ -86,6 +86,7 @@ type SCCRP struct {
 	Failover      *Failover
 	Proof         *Proof
 	Cursor        *Cursor
+	Spread        time.Duration // over how long nodes should come back that lose the gateway all at once; milliseconds on the wire
 }
 
 // SCCCN completes the set-up.

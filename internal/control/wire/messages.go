@@ -3,6 +3,7 @@ package wire
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"tunneld/internal/session"
 )
@@ -57,6 +58,7 @@ var specs = byType(
 		mayPoint(avpFailover, func(m *SCCRP) **Failover { return &m.Failover }),
 		mayPoint(avpProof, func(m *SCCRP) **Proof { return &m.Proof }),
 		mayPoint(avpCursor, func(m *SCCRP) **Cursor { return &m.Cursor }),
+		may(avpDelay, func(m *SCCRP) *time.Duration { return &m.Spread }),
 	),
 	define[SCCCN](nil),
 	define((*StopCCN).check,

@@ -265,7 +265,8 @@ func wantAVPs(t *testing.T, m Message) []string {
 			when(!m.RecoveryBootID.IsZero(), func() string { return own(7, mandatory, "%s", hexID(m.RecoveryBootID)) }))
 	case *SCCRP:
 		return slices.Concat(wantStart(m.HostName, m.RouterID, m.AssignedID, m.Pseudowires, m.ReceiveWindow),
-			wantVendor(m.VendorName), wantProfile(m.Profile), wantFailover(m.Failover), wantProof(m.Proof, m.Cursor))
+			wantVendor(m.VendorName), wantProfile(m.Profile), wantFailover(m.Failover), wantProof(m.Proof, m.Cursor),
+			when(m.Spread != 0, func() string { return own(29, optional, "%08x", m.Spread.Milliseconds()) }))
 	case *StopCCN:
 		return slices.Concat(when(m.AssignedID != 0, func() string { return std(61, mandatory, 4, "assigned_control_conn_id", m.AssignedID) }),
 			wantResult(m.Result), wantRequest(m.RequestID), wantGateways(m.Gateways))

@@ -52,6 +52,10 @@ func (n *node) Notify(a control.Action) {
 			s.drops++
 			s.up, s.err = false, a.Err
 		})
+	case control.SpreadTold:
+		n.mu.Lock()
+		n.pace.Told(a.Spread)
+		n.mu.Unlock()
 	case control.AttemptFailed:
 		n.change(func(s *state) { s.err = a.Err })
 	case control.Ended:

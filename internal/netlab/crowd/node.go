@@ -38,6 +38,7 @@ type node struct {
 	conn    *control.Conn
 	nc      carrier.Conn // the newest transport
 	state   state
+	pace    control.Pace
 	changed chan struct{} // closed and replaced when state changes
 }
 
@@ -200,7 +201,10 @@ func (n *node) stop(ctx context.Context) error {
 // keep connects again whenever the transport is lost, until ctx ends.
 func (n *node) keep(ctx context.Context) {
 	for n.await(ctx, nil, isDown) == nil {
-		if n.persist(ctx) != nil {
+		n.mu.Lock()
+		first := n.pace.Lost(n.state.err)
+		n.mu.Unlock()
+		if pause(ctx, first) != nil || n.persist(ctx) != nil {
 			return
 		}
 	}
@@ -208,16 +212,26 @@ func (n *node) keep(ctx context.Context) {
 
 // persist connects, however often it takes.
 func (n *node) persist(ctx context.Context) error {
-	for failures := 1; ; failures++ {
-		err := n.connect(ctx)
-		if err == nil {
-			return nil
-		}
+	for n.connect(ctx) != nil {
 		n.change(func(s *state) { s.retries++ })
-		select {
-		case <-time.After(control.Backoff(failures)):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		n.mu.Lock()
+		wait := n.pace.Failed()
+		n.mu.Unlock()
+		if err := pause(ctx, wait); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// pause waits for d, or the end of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
