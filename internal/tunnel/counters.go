@@ -3,8 +3,6 @@ package tunnel
 import (
 	"time"
 
-	"tunneld/internal/control"
-	"tunneld/internal/control/wire"
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
@@ -61,10 +59,14 @@ func (m *Manager) saveCounters() {
 	m.mu.Unlock()
 	if g := m.gateway; g != nil {
 		g.mu.Lock()
-		for id, mb := range g.members.byID {
-			c := g.countersLocked(mb)
-			c.Ages = mb.life.Ages(now, wall, hostBoot())
-			live[id] = c
+		for _, n := range g.networks {
+			for id, st := range n.stats() {
+				if mb := g.members.byID[id]; mb != nil {
+					c := mb.base.plus(st)
+					c.Ages = mb.life.Ages(now, wall, hostBoot())
+					live[id] = c
+				}
+			}
 		}
 		gone = append(gone, g.gone...)
 		g.gone = nil
@@ -80,36 +82,6 @@ func (m *Manager) saveCounters() {
 
 // goneLocked marks a session's counters for removal.
 func (m *Manager) goneLocked(id session.ID) { m.gone = append(m.gone, id) }
-
-// reportSilence tells a gateway of sessions whose control is up and whose data
-// path is not: WEN, at most once a minute (RFC 3931, section 6.13).
-func (m *Manager) reportSilence() {
-	const atMost = time.Minute
-	now := time.Now()
-	type report struct {
-		conn *control.Conn
-		ev   control.ReportTrouble
-	}
-	var reports []report
-	m.mu.Lock()
-	for _, t := range m.tunnels {
-		if t.session == nil || t.dev == nil || t.state != session.Established || now.Sub(t.reported) < atMost || now.Sub(t.since) < atMost {
-			continue
-		}
-		if st := statsOf(t.dev, t.session.ID); !alive(st, now) && t.link.conn != nil {
-			t.reported = now
-			t.m.log.Warn("data path is silent", event.KeyTunnel, t.cfg.Name, event.KeySession, t.session.ID)
-			reports = append(reports, report{t.link.conn, control.ReportTrouble{
-				LocalID: t.session.LocalID, Errors: wire.CircuitErrors{Timeouts: 1},
-				Statistics: &wire.Statistics{RxPackets: st.RxPackets, TxPackets: st.TxPackets, RxBytes: st.RxBytes, TxBytes: st.TxBytes},
-			}})
-		}
-	}
-	m.mu.Unlock()
-	for _, r := range reports {
-		r.conn.Do(m.ctx, r.ev)
-	}
-}
 
 // event are the counters as an event tells them.
 func (c countersV1) event() event.Counters {

@@ -163,6 +163,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.wg.Go(func() { m.tick(ctx) })
 	m.wg.Go(func() { m.watchLives(ctx) })
 	m.wg.Go(func() { m.watchKeys(ctx) })
+	m.wg.Go(func() { m.watchData(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
 	if m.rebuilt {
 		m.log.Warn("the state was lost and is rebuilt from what is kept outside the state directory")
@@ -262,7 +263,7 @@ func (m *Manager) watch(ctx context.Context, changes <-chan host.Change, before 
 	}
 }
 
-// tickInterval is how often counters are written and data paths looked at.
+// tickInterval is how often counters are written.
 const tickInterval = 10 * time.Second
 
 // trimTicks is every how many ticks old records are forgotten.
@@ -280,7 +281,6 @@ func (m *Manager) tick(ctx context.Context) {
 			}
 			m.chores.add("stories", m.stories.write) // what could not be written before
 			m.saveCounters()
-			m.reportSilence()
 			m.renewCertificates()
 		case <-ctx.Done():
 			return

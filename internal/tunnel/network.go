@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -50,7 +51,9 @@ type member struct {
 	routes    []netip.Prefix // as the node was last told
 	peerKey   [32]byte
 	psk       secret.Value
-	base      countersV1 // before this process
+	base      countersV1     // before this process
+	endpoint  netip.AddrPort // where the node's packets come from; zero: not heard of yet
+	movedAt   time.Time      // when that was recorded last
 
 	life life.Life
 	told wire.Lifetime // as the node knows it
@@ -327,4 +330,12 @@ func (n *network) checkAdvertiseLocked(p *peerConn, advertise, granted []netip.P
 // refusal is a CDN 3 with a cause and one sentence for the peer.
 func refusal(c wire.Cause, format string, args ...any) *wire.Result {
 	return &wire.Result{Code: wire.CDNAdministrative, Cause: c, Text: fmt.Sprintf(format, args...)}
+}
+
+// stats are the counters of every session of the network in this process.
+func (n *network) stats() iter.Seq2[session.ID, engine.Stats] {
+	if n.dev == nil {
+		return func(func(session.ID, engine.Stats) bool) {}
+	}
+	return n.dev.AllStats()
 }

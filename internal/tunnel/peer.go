@@ -186,7 +186,9 @@ func (g *gateway) replaceLocked(n *network, p *peerConn) {
 	}
 }
 
-// SetUp teaches the data plane the session, its gate closed until ICCN.
+// SetUp teaches the data plane the session, in quarantine until ICCN: the node
+// starts its handshake at the same moment as it sends that, and what comes
+// first must not be refused.
 func (p *peerConn) SetUp(s control.Session) *wire.Result {
 	g := p.g
 	g.mu.Lock()
@@ -195,7 +197,7 @@ func (p *peerConn) SetUp(s control.Session) *wire.Result {
 	mb := g.newMember(n, p, s)
 	mb.state = session.WaitConnect
 	g.rebuiltLocked(mb)
-	if err := n.dev.Add(mb.engineSession(engine.Closed)); err != nil {
+	if err := n.dev.Add(mb.engineSession(engine.Quarantined)); err != nil {
 		g.m.log.Error("session has no data plane", event.KeySession, s.ID, event.KeyErr, err)
 		g.dropLocked(mb, event.Event{Cause: "no data plane", Request: s.RequestID})
 		return &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseLocal, Text: "the gateway's data plane refused the session"}

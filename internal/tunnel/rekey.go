@@ -45,7 +45,7 @@ const (
 	keyRetry    = time.Minute            // after a change that did not come about
 	keyWatch    = 5 * time.Second        // between looks where nothing is due
 	keyWatchDue = time.Second            // where a change waits for its moment
-	keyConfirm  = 100 * time.Millisecond // where a handshake is waited for
+	keyConfirm  = 100 * time.Millisecond // at least
 )
 
 // keyPolicy is how often keys are changed. wake makes the watch look at once.
@@ -186,8 +186,9 @@ func (t *dialled) lookAtKeyLocked(now time.Time, wait *time.Duration) []control.
 		return nil
 	}
 	if !t.session.NextPresharedKey.IsZero() {
-		*wait = min(*wait, keyConfirm)
-		return t.lookAtArmedLocked(now)
+		events := t.lookAtArmedLocked(now) // and again when the handshake is done
+		*wait = min(*wait, max(t.keys.confirm.Sub(now), keyConfirm))
+		return events
 	}
 	if t.keys.due.IsZero() {
 		t.keys.due = after(now, t.m.keys.data)
@@ -223,8 +224,7 @@ func (t *dialled) lookAtArmedLocked(now time.Time) []control.Event {
 	}
 	return []control.Event{
 		control.FailRekey{LocalID: id, KeyEpoch: epoch, Result: wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseUnconfirmed}},
-		control.ReportTrouble{LocalID: id, Errors: wire.CircuitErrors{Timeouts: 1}, Statistics: &wire.Statistics{
-			RxPackets: st.RxPackets, TxPackets: st.TxPackets, RxBytes: st.RxBytes, TxBytes: st.TxBytes}},
+		trouble(id, st),
 	}
 }
 

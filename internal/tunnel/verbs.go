@@ -90,10 +90,6 @@ func (t *dialled) brokenError() error {
 	return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q: %v", t.cfg.Name, t.lastErr), Hint: "when that is mended run `tunnelctl up` again"}
 }
 
-// handshakePoll is how often a tunnel that is coming up is looked at for its
-// first handshake, of which the data plane tells nobody.
-const handshakePoll = 2 * time.Millisecond
-
 // await waits until a tunnel carries packets, or is refused.
 func (t *dialled) await(ctx context.Context, wait time.Duration) (api.Tunnel, error) {
 	for {
@@ -103,22 +99,18 @@ func (t *dialled) await(ctx context.Context, wait time.Duration) (api.Tunnel, er
 		if err != nil {
 			return api.Tunnel{}, err
 		}
-		var poll <-chan time.Time
-		if v.State == session.Established.String() || v.State == session.Suspended.String() {
-			if v.DataAlive != nil && *v.DataAlive {
-				return v, nil
-			}
-			poll = time.After(handshakePoll)
+		stands := v.State == session.Established.String() || v.State == session.Suspended.String()
+		if stands && v.DataAlive != nil && *v.DataAlive {
+			return v, nil
 		}
 		select {
 		case <-changed:
-		case <-poll:
 		case <-ctx.Done():
 			e := &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q is not up after %v: it is %s", t.cfg.Name, wait, v.State)}
 			if v.LastError != nil {
 				e.Message += ": " + *v.LastError
 			}
-			if poll != nil {
+			if stands {
 				e.Hint = "the control connection stands but no WireGuard handshake was answered: is UDP blocked on the way to the gateway?"
 			} else {
 				e.Hint = "it goes on trying; `tunnelctl status` shows how it fares"

@@ -2,13 +2,14 @@
 // between TUN devices and the network. On the wire every engine is WireGuard
 // (Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s).
 //
-// Implementations: enginetest.Fake (in memory, for tests) and engine/reference
-// (wireguard-go's device).
+// Implementations: enginetest.Fake (in memory, for tests), engine/native (our
+// own) and engine/reference (wireguard-go's device).
 package engine
 
 import (
 	"encoding/base64"
 	"errors"
+	"iter"
 	"net/netip"
 	"time"
 
@@ -39,12 +40,28 @@ func (k PublicKey) String() string { return base64.StdEncoding.EncodeToString(k[
 // Gate says what may pass a session now. The data path reads it once a batch.
 type Gate uint8
 
-// A session starts Closed: handshakes may be answered, no packet passes.
 const (
-	Closed Gate = iota
-	Open
-	Quarantined // kept, but nothing passes until the control plane has decided
+	Closed      Gate = iota // nothing passes, and handshakes are neither started nor answered
+	Open                    // packets pass
+	Quarantined             // kept, and handshakes go on, but no packet passes until the control plane has decided
 )
+
+// Direction says which packets an open gate lets through, seen from here. The
+// empty packets that keep a session alive go both ways in any case.
+type Direction uint8
+
+const (
+	Duplex      Direction = iota // both
+	SendOnly                     // what the peer sends is dropped
+	ReceiveOnly                  // what the host sends is dropped
+)
+
+// Rate bounds the inner octets of a session in one direction. What goes beyond
+// is dropped, never delayed. The zero Rate is no bound.
+type Rate struct {
+	BytesPerSecond uint64
+	Burst          uint64 // octets at once; zero: what comes in 100 ms, at least 64 KiB
+}
 
 // Engine is one data plane: one UDP port, any number of devices. Its methods
 // may be called from any goroutine; one that returns nil has taken effect.
@@ -57,6 +74,8 @@ type Engine interface {
 	// PathChanged says that the host's addresses or routes changed: cached
 	// source addresses are forgotten at once.
 	PathChanged()
+	// Events are what happened to the sessions of all devices.
+	Events() *Events
 	// Close ends every device and waits for what they started.
 	Close() error
 }
@@ -87,8 +106,12 @@ type Device interface {
 	SetAllowedIPs(session.ID, []netip.Prefix) error
 	// SetGate opens or closes a session, with effect from the next batch.
 	SetGate(session.ID, Gate) error
+	// SetDirection says which packets pass the open gate, from the next batch on.
+	SetDirection(session.ID, Direction) error
+	// SetRates bounds what passes in each direction.
+	SetRates(id session.ID, rx, tx Rate) error
 	// SetDeadline says when the data path itself stops the session, whoever
-	// else is alive: from then on nothing passes, whatever the gate says. The
+	// else is alive: from then on it is as Closed, whatever the gate says. The
 	// time that is left when it is told counts on CLOCK_BOOTTIME, so that
 	// neither a sleep of the host nor a step of its clock moves the end. The
 	// zero Time takes the deadline away; a past one stops the session now.
@@ -115,6 +138,9 @@ type Device interface {
 	Probe(session.ID) error
 	// Stats reads the counters of one session.
 	Stats(session.ID) (Stats, error)
+	// AllStats reads the counters of every session, without keeping packets
+	// waiting. Sessions that come or go meanwhile may be there or not.
+	AllStats() iter.Seq2[session.ID, Stats]
 	// Close removes the interface and waits for what Open started.
 	Close() error
 }
@@ -128,6 +154,9 @@ type Session struct {
 	Endpoint     netip.AddrPort // zero: learnt from the peer's first packet
 	Keepalive    time.Duration  // persistent keepalive, in whole seconds; zero: none
 	Gate         Gate
+	Direction    Direction
+	RxRate       Rate
+	TxRate       Rate
 	Deadline     time.Time // as of SetDeadline; zero: none
 	// Responder says that the peer starts every handshake. The engine then
 	// sends it none, because both ends starting at once can cost 5 s.
@@ -139,7 +168,32 @@ type Session struct {
 type Stats struct {
 	RxPackets, TxPackets uint64
 	RxBytes, TxBytes     uint64
-	Dropped              uint64         // packets a gate that is not open, or a deadline, stopped, both directions
+	RxDropped, TxDropped Drops
 	Endpoint             netip.AddrPort // where the peer was last seen; zero if never
 	LastHandshake        time.Time      // zero if there was none
+}
+
+// Cause is why packets of a session were dropped.
+type Cause uint8
+
+const (
+	CauseGate      Cause = iota // it is not open
+	CauseDeadline               // it is over
+	CauseDirection              // the gate lets the other direction through
+	CauseRate                   // too many
+	CauseSource                 // the inner source is not the peer's
+	CauseNoKey                  // a handshake was waited for in vain, or too many packets waited
+	CauseCongested              // marked on the way, but nobody inside understands marks
+	Causes                      // how many there are
+)
+
+// Drops are dropped packets by cause, as far as an engine sees them.
+type Drops [Causes]uint64
+
+// Total is all of them.
+func (d Drops) Total() (n uint64) {
+	for _, c := range d {
+		n += c
+	}
+	return n
 }

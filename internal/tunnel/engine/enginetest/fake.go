@@ -5,6 +5,8 @@ package enginetest
 import (
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -24,6 +26,7 @@ type Fake struct {
 	errs        map[string]error
 	pathChanges int
 	closed      bool
+	events      engine.Events
 }
 
 var _ engine.Engine = (*Fake)(nil)
@@ -100,6 +103,9 @@ func (f *Fake) PathChanged() {
 	defer f.mu.Unlock()
 	f.pathChanges++
 }
+
+// Events are those that Handshake, SetStats and Tell made.
+func (f *Fake) Events() *engine.Events { return &f.events }
 
 // Close closes every device.
 func (f *Fake) Close() error {
@@ -184,9 +190,18 @@ func (d *Device) Sessions() []session.ID {
 	return ids
 }
 
-// SetStats sets what Stats answers for a session.
+// SetStats sets what Stats answers for a session; another last handshake or
+// endpoint than before is an event.
 func (d *Device) SetStats(id session.ID, s engine.Stats) error {
-	return d.on("", id, func(f *Session) { f.Stats = s })
+	return d.on("", id, func(f *Session) {
+		if !s.LastHandshake.Equal(f.Stats.LastHandshake) {
+			d.fake.events.Tell(engine.Event{Kind: engine.HandshakeDone, Session: id, At: s.LastHandshake})
+		}
+		if s.Endpoint != f.Stats.Endpoint {
+			d.fake.events.Tell(engine.Event{Kind: engine.EndpointMoved, Session: id, At: time.Now(), Endpoint: s.Endpoint})
+		}
+		f.Stats = s
+	})
 }
 
 // Config is what the device was opened with.
@@ -251,6 +266,16 @@ func (d *Device) SetGate(id session.ID, g engine.Gate) error {
 	return d.on("SetGate", id, func(s *Session) { s.Gate = g })
 }
 
+// SetDirection remembers the direction.
+func (d *Device) SetDirection(id session.ID, to engine.Direction) error {
+	return d.on("SetDirection", id, func(s *Session) { s.Direction = to })
+}
+
+// SetRates remembers the rates.
+func (d *Device) SetRates(id session.ID, rx, tx engine.Rate) error {
+	return d.on("SetRates", id, func(s *Session) { s.RxRate, s.TxRate = rx, tx })
+}
+
 // SetDeadline remembers the deadline.
 func (d *Device) SetDeadline(id session.ID, at time.Time) error {
 	return d.on("SetDeadline", id, func(s *Session) { s.Deadline = at })
@@ -288,6 +313,7 @@ func (d *Device) Handshake(id session.ID, fresh bool) error {
 		}
 		s.Handshakes++
 		s.Stats.LastHandshake = time.Now() // as if the peer answered at once
+		d.fake.events.Tell(engine.Event{Kind: engine.HandshakeDone, Session: id, At: s.Stats.LastHandshake})
 		if fresh {
 			s.Fresh++
 		}
@@ -304,6 +330,17 @@ func (d *Device) Probe(id session.ID) error {
 func (d *Device) Stats(id session.ID) (stats engine.Stats, err error) {
 	err = d.on("Stats", id, func(s *Session) { stats = s.Stats })
 	return stats, err
+}
+
+// AllStats is Stats of every session.
+func (d *Device) AllStats() iter.Seq2[session.ID, engine.Stats] {
+	d.fake.mu.Lock()
+	defer d.fake.mu.Unlock()
+	all := make(map[session.ID]engine.Stats)
+	for id, s := range d.sessions {
+		all[id] = s.Stats
+	}
+	return maps.All(all)
 }
 
 // Close closes the device; the name is free again.

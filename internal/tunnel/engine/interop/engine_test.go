@@ -22,7 +22,7 @@ func TestPing(t *testing.T) {
 			bytes := uint64(n * (20 + 8 + payload + 40 + 8 + payload))
 			for _, e := range []*end{a, b} {
 				s := e.now()
-				if s.RxPackets != 2*n || s.TxPackets != 2*n || s.RxBytes != bytes || s.TxBytes != bytes || s.Dropped != 0 {
+				if s.RxPackets != 2*n || s.TxPackets != 2*n || s.RxBytes != bytes || s.TxBytes != bytes || s.RxDropped.Total()+s.TxDropped.Total() != 0 {
 					t.Errorf("stats of %s = %+v, want %d packets, %d bytes each way, none dropped", e.name, s, 2*n, bytes)
 				}
 				if s.LastHandshake.IsZero() || !s.Endpoint.IsValid() {
@@ -39,25 +39,74 @@ func testGate(t *testing.T, k kinds) {
 	node, gateway := hosts(t, k)
 	a, b := pair(node, gateway, "tnl0", 1, "192.0.2.2:443", func(_, b *end) { b.session.Gate = engine.Closed })
 	const n = 3
-	if got := node.ping("10.1.0.2", n); got != 0 {
-		t.Errorf("ping into a closed gate: %d answers, want 0", got)
+	passes := func(what string, want int) {
+		t.Helper()
+		if got := node.ping("10.1.0.2", n); got != want {
+			t.Errorf("ping %s: %d answers, want %d", what, got, want)
+		}
 	}
-	s := b.now()
-	if s.RxPackets != 0 || s.Dropped != n || s.LastHandshake.IsZero() {
-		t.Errorf("stats behind a closed gate = %+v, want %d dropped, none received, a handshake", s, n)
+	passes("into a closed gate", 0)
+	if x, y := a.now(), b.now(); !x.LastHandshake.IsZero() || !y.LastHandshake.IsZero() || y.RxDropped.Total() != 0 {
+		t.Errorf("stats of two ends of which one is closed = %+v, %+v, want no handshake", x, y)
 	}
+	b.do("SetGate", Args{Gate: engine.Quarantined})
+	a.do("Handshake", Args{Fresh: true})
+	a.await("handshake into quarantine", func(s engine.Stats) bool { return !s.LastHandshake.IsZero() })
+	b.await("what waited is dropped", func(s engine.Stats) bool { return s.RxDropped[engine.CauseGate] == n })
+	passes("into quarantine", 0)
+	b.await("packets are dropped", func(s engine.Stats) bool { return s.RxDropped[engine.CauseGate] == 2*n && s.RxPackets == 0 })
 	b.do("SetGate", Args{Gate: engine.Open})
-	if got := node.ping("10.1.0.2", n); got != n {
-		t.Errorf("ping through an open gate: %d answers, want %d", got, n)
-	}
+	passes("through an open gate", n)
 	a.do("SetGate", Args{Gate: engine.Quarantined})
-	if got := node.ping("10.1.0.2", n); got != 0 {
-		t.Errorf("ping out of quarantine: %d answers, want 0", got)
-	}
+	passes("out of quarantine", 0)
 	if got := gateway.ping("10.1.0.1", n); got != 0 {
-		t.Errorf("ping into quarantine: %d answers, want 0", got)
+		t.Errorf("ping back into quarantine: %d answers, want 0", got)
 	}
-	if s := a.now(); s.Dropped != 2*n {
-		t.Errorf("dropped in quarantine = %d, want %d", s.Dropped, 2*n)
+	if s := a.now(); s.RxDropped[engine.CauseGate] != n || s.TxDropped[engine.CauseGate] != n {
+		t.Errorf("stats in quarantine = %+v, want %d dropped each way", s, n)
+	}
+	a.do("SetGate", Args{Gate: engine.Open})
+
+	before := b.now()
+	b.do("SetGate", Args{Gate: engine.Closed})
+	a.do("Handshake", Args{Fresh: true})
+	passes("into a gate closed again", 0)
+	if after := b.now(); !after.LastHandshake.Equal(before.LastHandshake) {
+		t.Error("a closed gate answered a handshake")
+	}
+}
+
+// TestDirectionAndRate lets packets through one way, and then not too many.
+func TestDirectionAndRate(t *testing.T) { ofEach(t, testDirectionAndRate) }
+
+func testDirectionAndRate(t *testing.T, kind string) {
+	node, gateway := hosts(t, kinds{kind, kind})
+	a, b := pair(node, gateway, "tnl0", 1, "192.0.2.2:443", func(a, _ *end) { a.session.Direction = engine.ReceiveOnly })
+	const n = 3
+	if got := gateway.ping("10.1.0.1", n); got != 0 {
+		t.Errorf("ping an end that only receives: %d answers, want 0", got)
+	}
+	a.do("Handshake", Args{}) // empty packets do not ask for a direction
+	a.await("requests come, answers do not leave", func(s engine.Stats) bool {
+		return s.RxPackets >= n && s.TxDropped[engine.CauseDirection] == s.RxPackets
+	})
+	a.do("SetDirection", Args{Direction: engine.SendOnly})
+	before := a.now()
+	if got := node.ping("10.1.0.2", n); got != 0 {
+		t.Errorf("ping from an end that only sends: %d answers, want 0", got)
+	}
+	if s := a.now(); s.TxPackets != before.TxPackets+n || s.RxDropped[engine.CauseDirection] != n {
+		t.Errorf("stats of an end that only sends = %+v, want %d answers dropped", s, n)
+	}
+	a.do("SetDirection", Args{Direction: engine.Duplex})
+	if got := node.ping("10.1.0.2", n); got != n {
+		t.Errorf("ping both ways: %d answers, want %d", got, n)
+	}
+	b.do("SetRates", Args{Rx: engine.Rate{BytesPerSecond: 1, Burst: 2 * 1028}})
+	if got := node.ping("10.1.0.2", n, "-s", "1000"); got != 2 {
+		t.Errorf("ping into a bucket of two packets: %d answers, want 2", got)
+	}
+	if s := b.now(); s.RxDropped[engine.CauseRate] != 1 {
+		t.Errorf("stats = %+v, want one packet too many", s)
 	}
 }

@@ -51,19 +51,21 @@ type Node struct {
 
 // Args are the arguments of all methods of Node.
 type Args struct {
-	Kind     string // of engine: native or reference
-	Device   string
-	Listen   netip.AddrPort
-	Mark     uint32
-	MTU      int
-	Key      []byte
-	Session  Session
-	ID       session.ID
-	Gate     engine.Gate
-	Prefixes []netip.Prefix
-	Addr     netip.AddrPort
-	Fresh    bool
-	Plain    bool // no offloads
+	Kind      string // of engine: native or reference
+	Device    string
+	Listen    netip.AddrPort
+	Mark      uint32
+	MTU       int
+	Key       []byte
+	Session   Session
+	ID        session.ID
+	Gate      engine.Gate
+	Direction engine.Direction
+	Rx, Tx    engine.Rate
+	Prefixes  []netip.Prefix
+	Addr      netip.AddrPort
+	Fresh     bool
+	Plain     bool // no offloads
 }
 
 // Session is an engine.Session that can be sent, secrets included.
@@ -75,6 +77,7 @@ type Session struct {
 	Endpoint   netip.AddrPort
 	Keepalive  time.Duration
 	Gate       engine.Gate
+	Direction  engine.Direction
 	Responder  bool
 }
 
@@ -128,7 +131,7 @@ func (n *Node) SetPrivateKey(a Args, _ *struct{}) error {
 func (n *Node) Add(a Args, _ *struct{}) error {
 	s := engine.Session{
 		ID: a.Session.ID, PeerKey: a.Session.PeerKey, AllowedIPs: a.Session.AllowedIPs, Endpoint: a.Session.Endpoint,
-		Keepalive: a.Session.Keepalive, Gate: a.Session.Gate, Responder: a.Session.Responder,
+		Keepalive: a.Session.Keepalive, Gate: a.Session.Gate, Direction: a.Session.Direction, Responder: a.Session.Responder,
 	}
 	if len(a.Session.PSK) > 0 {
 		s.PresharedKey = secret.New(a.Session.PSK)
@@ -141,6 +144,14 @@ func (n *Node) SetAllowedIPs(a Args, _ *struct{}) error {
 }
 
 func (n *Node) SetGate(a Args, _ *struct{}) error { return n.devices[a.Device].SetGate(a.ID, a.Gate) }
+
+func (n *Node) SetDirection(a Args, _ *struct{}) error {
+	return n.devices[a.Device].SetDirection(a.ID, a.Direction)
+}
+
+func (n *Node) SetRates(a Args, _ *struct{}) error {
+	return n.devices[a.Device].SetRates(a.ID, a.Rx, a.Tx)
+}
 
 func (n *Node) SetEndpoint(a Args, _ *struct{}) error {
 	return n.devices[a.Device].SetEndpoint(a.ID, a.Addr)
@@ -394,6 +405,12 @@ func (e *end) do(method string, a Args) {
 func (e *end) now() engine.Stats {
 	e.t.Helper()
 	return e.stats(e.dev, e.session.ID)
+}
+
+// await waits until ok is true of the counters.
+func (e *end) await(what string, ok func(engine.Stats) bool) {
+	e.t.Helper()
+	enginetest.Eventually(e.t, what, func() bool { return ok(e.now()) })
 }
 
 // pair makes two ends of one session, dialler and gateway: interfaces, inner

@@ -129,15 +129,15 @@ func (d *Device) Add(s engine.Session) error {
 	}
 	d.sessions[s.ID], d.byKey[s.PeerKey] = p, p
 	if s.Gate != engine.Open {
-		p.gate.Store(uint32(s.Gate))
+		p.meter.SetGate(s.Gate)
 	}
-	p.setDeadline(s.Deadline)
+	p.meter.Configure(s)
 	p.configure(s, created)
 	if created {
 		p.adopt(now())
 	}
 	d.routeLocked(p, s.AllowedIPs)
-	p.gate.Store(uint32(s.Gate))
+	p.meter.SetGate(s.Gate)
 	return nil
 }
 
@@ -163,11 +163,7 @@ func newPeer(d *Device, s engine.Session) *peer {
 
 // inherit takes over the counters of a session whose peer has a new key.
 func (p *peer) inherit(old *peer) {
-	for i := range p.counts {
-		p.counts[i].packets.Store(old.counts[i].packets.Load())
-		p.counts[i].bytes.Store(old.counts[i].bytes.Load())
-	}
-	p.dropped.Store(old.dropped.Load())
+	p.meter.Inherit(&old.meter)
 	p.endpoint.Store(old.endpoint.Load())
 }
 
@@ -231,15 +227,6 @@ func (d *Device) SetAllowedIPs(id session.ID, prefixes []netip.Prefix) error {
 	return err
 }
 
-// SetGate opens or closes a session from the next batch on.
-func (d *Device) SetGate(id session.ID, g engine.Gate) error {
-	p, err := d.find(id)
-	if err == nil {
-		p.gate.Store(uint32(g))
-	}
-	return err
-}
-
 // SetEndpoint says where the peer is now.
 func (d *Device) SetEndpoint(id session.ID, addr netip.AddrPort) error {
 	if !addr.IsValid() {
@@ -273,7 +260,7 @@ func (d *Device) Remove(id session.ID) error {
 
 // detachLocked undoes Add.
 func (d *Device) detachLocked(p *peer) {
-	p.gate.Store(uint32(engine.Closed))
+	p.meter.SetGate(engine.Closed)
 	d.routeLocked(p, nil)
 	delete(d.byKey, p.key)
 	delete(d.sessions, p.id)
@@ -325,26 +312,6 @@ func (d *Device) Probe(id session.ID) error {
 		p.mu.Unlock()
 	}
 	return err
-}
-
-// Stats reads the counters of one session.
-func (d *Device) Stats(id session.ID) (engine.Stats, error) {
-	p, err := d.find(id)
-	if err != nil {
-		return engine.Stats{}, err
-	}
-	s := engine.Stats{
-		RxPackets: p.counts[rx].packets.Load(), RxBytes: p.counts[rx].bytes.Load(),
-		TxPackets: p.counts[tx].packets.Load(), TxBytes: p.counts[tx].bytes.Load(),
-		Dropped: p.dropped.Load(),
-	}
-	if e := p.endpoint.Load(); e != nil {
-		s.Endpoint = e.Dst
-	}
-	p.mu.Lock()
-	s.LastHandshake = p.lastHandshake
-	p.mu.Unlock()
-	return s, nil
 }
 
 // Close removes the interface and waits for what Open started.

@@ -83,6 +83,7 @@ type Engine struct {
 	bell    *bell
 	threads sync.WaitGroup
 	counts  counts
+	events  engine.Events
 
 	stagedOctets atomic.Int64 // of packets that wait for a handshake
 
@@ -98,18 +99,15 @@ type Engine struct {
 	moved   chan struct{} // closed when they do
 }
 
-// counts are the datagrams and packets that were dropped, by cause. Those that
-// a gate stops are counted by their session.
+// counts are the datagrams and packets that were dropped, by cause, where no
+// session has to do with it. Each session counts its own.
 type counts struct {
 	noSocket     atomic.Uint64 // no socket of the peer's family
 	unsent       atomic.Uint64 // the kernel did not take it
 	noSession    atomic.Uint64 // no session has the inner destination
 	badPacket    atomic.Uint64 // not an IP packet
-	unstaged     atomic.Uint64 // waited for a handshake in vain, or too many did
 	unknown      atomic.Uint64 // a datagram of no index or key of ours
 	rejected     atomic.Uint64 // forged, replayed or too old
-	badSource    atomic.Uint64 // an inner source that is not the peer's
-	congested    atomic.Uint64 // marked on the way, but nobody inside understands marks
 	unwritten    atomic.Uint64 // the interface did not take it
 	handshakes   atomic.Uint64 // handshake messages that the queue had no room for
 	unauthorized atomic.Uint64 // handshake messages that failed
@@ -207,6 +205,9 @@ func (e *Engine) closeDescriptors() {
 
 // Port is the UDP port of every device.
 func (e *Engine) Port() uint16 { return e.sockets[0].Local.Port() }
+
+// Events are what happened to the sessions of all devices.
+func (e *Engine) Events() *engine.Events { return &e.events }
 
 // PathChanged makes the routing table choose the source towards every peer
 // again, until that peer has been heard of.

@@ -113,6 +113,9 @@ func (g *greeter) device(kind noise.Kind, b []byte) *Device {
 		return nil
 	}
 	d := entry.peer.d
+	if entry.peer.shut(now()) {
+		return nil
+	}
 	if kind == noise.KindResponse {
 		if k := d.key.Load(); k == nil || !k.CheckMAC1(b) {
 			return nil
@@ -223,7 +226,7 @@ func (p *peer) answerLocked(in *noise.Initiation, from *udp.Endpoint, t noise.In
 	e := p.d.engine
 	p.d.keyMu.RLock()
 	defer p.d.keyMu.RUnlock()
-	if k := p.d.key.Load(); k == nil || p.removed || in.Accept(p.protocol, t) != nil {
+	if k := p.d.key.Load(); k == nil || p.removed || p.shut(t) || in.Accept(p.protocol, t) != nil {
 		return false
 	}
 	entry, err := e.table.take(p)

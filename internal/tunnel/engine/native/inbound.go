@@ -7,7 +7,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/memfile"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/noise"
 )
 
@@ -34,14 +36,15 @@ type inbound struct {
 	// last one is kept.
 	entry          *entry
 	pair           *noise.Keypair // held
-	open           bool           // the gate
+	open           bool           // packets may pass; else
+	why            engine.Cause   // they may not
 	src            netip.Addr     // looked up last
 	owner          *peer          // and whose it is
 	packets, bytes uint64
-	dropped        uint64
+	dropped        uint64 // for why
+	data           bool   // packets opened, whatever became of them
 	octets         int    // outer, of what opened
 	top            uint64 // highest counter of what opened
-	empty          bool   // a keepalive was among it
 }
 
 func newInbound(e *Engine, s *socket) *inbound {
@@ -133,11 +136,9 @@ func (in *inbound) transport(b []byte, m *message) {
 	if in.entry.fresh.Load() {
 		in.entry.peer.confirm(in.entry, in.pair, in.receiver.endpoint(m), in.now)
 	}
-	if len(packet) == 0 {
-		in.empty = true
-		return
+	if len(packet) > 0 {
+		in.packet(packet, m.ECN)
 	}
-	in.packet(packet, m.ECN)
 }
 
 // turn makes the session of index the one that datagrams belong to.
@@ -151,7 +152,7 @@ func (in *inbound) turn(index uint32) bool {
 		return false
 	}
 	in.entry, in.pair = e, pair
-	in.open = e.peer.passes(in.now)
+	in.why, in.open = e.peer.meter.Passes(meter.Rx, int64(in.now))
 	if d := e.peer.d; d != in.device {
 		in.write()
 		in.device = d
@@ -163,6 +164,7 @@ func (in *inbound) turn(index uint32) bool {
 
 // packet checks what came out of a datagram, and keeps it to be written.
 func (in *inbound) packet(p []byte, ecn byte) {
+	in.data = true
 	p, src, ok := parseIP(p)
 	if !ok {
 		in.e.counts.badPacket.Add(1)
@@ -172,15 +174,18 @@ func (in *inbound) packet(p []byte, ecn byte) {
 		in.src = src
 		in.owner, _ = in.device.routes.Load().Lookup(src)
 	}
+	m := &in.entry.peer.meter
 	switch {
 	case in.owner != in.entry.peer:
-		in.e.counts.badSource.Add(1)
+		m.Drop(meter.Rx, engine.CauseSource, 1)
 		return
 	case !in.open:
 		in.dropped++
 		return
 	case !combineECN(p, ecn):
-		in.e.counts.congested.Add(1)
+		m.Drop(meter.Rx, engine.CauseCongested, 1)
+		return
+	case !m.Take(meter.Rx, len(p), int64(in.now)):
 		return
 	}
 	in.packets++
@@ -219,16 +224,11 @@ func (in *inbound) settle(m *message) {
 	if in.octets > 0 {
 		in.authenticated(p, m)
 	}
-	if in.packets > 0 {
-		p.counts[rx].packets.Add(in.packets)
-		p.counts[rx].bytes.Add(in.bytes)
-	}
-	if in.dropped > 0 {
-		p.dropped.Add(in.dropped)
-	}
+	p.meter.Count(meter.Rx, in.packets, in.bytes)
+	p.meter.Drop(meter.Rx, in.why, in.dropped)
 	in.pair.Release()
 	in.entry, in.pair = nil, nil
-	in.packets, in.bytes, in.dropped, in.octets, in.top, in.empty = 0, 0, 0, 0, 0, false
+	in.packets, in.bytes, in.dropped, in.octets, in.top, in.data = 0, 0, 0, 0, 0, false
 }
 
 // authenticated notes that something of p opened.
@@ -239,7 +239,7 @@ func (in *inbound) authenticated(p *peer, m *message) {
 	}
 	p.heard(in.receiver.endpoint(m), in.octets, newest)
 	var wake noise.Instant
-	if in.packets+in.dropped > 0 {
+	if in.data {
 		wake = p.timers.DataReceived(in.now)
 	} else {
 		wake = p.timers.KeepaliveReceived(in.now)

@@ -313,7 +313,8 @@ func (p *peer) adopt(t noise.Instant) {
 		entry.fresh.Store(f.Pair == p.ring.Next)
 		entry.pair.Store(f.Pair)
 	}
-	p.lastHandshake = time.Now().Add(-t.Sub(newest))
+	made := time.Now().Add(-t.Sub(newest))
+	p.lastHandshake.Store(&made)
 	e.agenda.at(p, p.timers.Resume(newest))
 	p.returnLocked()
 	p.publishLocked()

@@ -9,7 +9,9 @@ import (
 	"github.com/gaissmai/bart"
 	"golang.org/x/sys/unix"
 
+	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/memfile"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/noise"
 	"tunneld/internal/tunnel/engine/udp"
 )
@@ -36,12 +38,13 @@ type outbound struct {
 	dst             [16]byte
 	is6             bool
 	found           *peer
-	at              *peer // whom the counts below belong to
-	open            bool  // its gate
+	at              *peer        // whom the counts below belong to
+	open            bool         // packets may pass; else
+	why             engine.Cause // they may not
 	pair            *noise.Keypair
 	to              *udp.Endpoint
 	packets, bytes  uint64
-	dropped, sealed uint64
+	dropped, sealed uint64 // dropped for why
 }
 
 func newOutbound(d *Device, queue int) *outbound {
@@ -127,8 +130,11 @@ func (o *outbound) packet(p []byte) {
 	if to != o.at {
 		o.settle(to)
 	}
-	if !o.open {
+	switch {
+	case !o.open:
 		o.dropped++
+		return
+	case !to.meter.Take(meter.Tx, len(p), int64(o.now)):
 		return
 	}
 	o.packets++
@@ -147,7 +153,7 @@ func (o *outbound) packet(p []byte) {
 	}
 	counter, ok := pair.NextCounters(1)
 	if !ok {
-		o.d.engine.counts.unstaged.Add(1)
+		to.meter.Drop(meter.Tx, engine.CauseNoKey, 1)
 		return
 	}
 	ecn := innerECN(p)
@@ -183,11 +189,8 @@ func (o *outbound) find(p []byte) *peer {
 // settle adds what was counted to its session, and turns to the next.
 func (o *outbound) settle(next *peer) {
 	if p := o.at; p != nil {
-		p.counts[tx].packets.Add(o.packets)
-		p.counts[tx].bytes.Add(o.bytes)
-		if o.dropped > 0 {
-			p.dropped.Add(o.dropped)
-		}
+		p.meter.Count(meter.Tx, o.packets, o.bytes)
+		p.meter.Drop(meter.Tx, o.why, o.dropped)
 		if o.sealed > 0 {
 			o.d.engine.agenda.at(p, p.timers.DataSent(o.now))
 			if o.pair.RekeyOnSend(o.now) {
@@ -203,7 +206,7 @@ func (o *outbound) settle(next *peer) {
 	if next == nil {
 		return
 	}
-	o.open = next.passes(o.now)
+	o.why, o.open = next.meter.Passes(meter.Tx, int64(o.now))
 	pair, to := next.current.Load(), next.endpoint.Load()
 	if o.open && to != nil && pair != nil && pair.MaySend(o.now) && pair.Hold() {
 		o.pair, o.to = pair, to

@@ -6,10 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"tunneld/internal/event"
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/noise"
 	"tunneld/internal/tunnel/engine/udp"
 )
@@ -32,25 +32,15 @@ const (
 	maxProofs = int(noise.RekeyAttemptTime / proofInterval)
 )
 
-// A direction, seen from here, also says which address of a packet names the
-// session: the first (source) of those received, the second of those sent.
-const (
-	rx = iota
-	tx
-)
-
 // A peer is one session. The data path uses what is atomic.
 type peer struct {
 	d   *Device
 	id  session.ID
 	key engine.PublicKey
 
-	gate     atomic.Uint32 // an engine.Gate
-	ends     atomic.Int64  // deadline, a noise.Instant; 0: none
+	meter    meter.Meter
 	current  atomic.Pointer[noise.Keypair]
 	endpoint atomic.Pointer[udp.Endpoint]
-	counts   [2]struct{ packets, bytes atomic.Uint64 } // by direction
-	dropped  atomic.Uint64
 	timers   noise.Timers
 	standsAt atomic.Int64 // when the agenda looks at this peer; 0: it does not
 	asks     atomic.Bool  // a handshake is to be started at the next look
@@ -58,25 +48,38 @@ type peer struct {
 	budget   atomic.Int64 // octets that may be sent there until it has
 	proof    atomic.Bool  // a proof is to be asked for at the next look
 
-	mu            sync.Mutex // the handshake lock: guards everything below
-	removed       bool
-	protocol      *noise.Peer
-	ring          noise.Keypairs
-	handshake     *noise.Handshake // ours, in flight; nil: none
-	psk           secret.Value
-	formerPSK     secret.Value  // the one before
-	formerUntil   noise.Instant // answers under it are taken until then
-	responder     bool
-	dialled       netip.AddrPort // we chose this address: routes choose the source; zero: none
-	answered      netip.AddrPort // where the last response went
-	proofAt       noise.Instant  // when a proof was asked for last
-	proofs        int            // how often, in vain
-	lastHandshake time.Time
-	keepalive     time.Duration
-	staged        [][]byte
-	stagedUntil   noise.Instant
+	lastHandshake atomic.Pointer[time.Time] // nil: there was none
+
+	mu          sync.Mutex // the handshake lock: guards everything below
+	removed     bool
+	protocol    *noise.Peer
+	ring        noise.Keypairs
+	handshake   *noise.Handshake // ours, in flight; nil: none
+	psk         secret.Value
+	formerPSK   secret.Value  // the one before
+	formerUntil noise.Instant // answers under it are taken until then
+	responder   bool
+	dialled     netip.AddrPort // we chose this address: routes choose the source; zero: none
+	answered    netip.AddrPort // where the last response went
+	proofAt     noise.Instant  // when a proof was asked for last
+	proofs      int            // how often, in vain
+	keepalive   time.Duration
+	staged      [][]byte
+	stagedUntil noise.Instant
 
 	prefixes []netip.Prefix // guarded by the device's mu
+}
+
+// shut reports whether p is closed or over: then it has no handshakes.
+func (p *peer) shut(t noise.Instant) bool { return p.meter.Shut(int64(t)) }
+
+// tell says what happened to p.
+func (p *peer) tell(e engine.Event) {
+	e.Session = p.id
+	if e.At.IsZero() {
+		e.At = time.Now()
+	}
+	p.d.engine.events.Tell(e)
 }
 
 // want asks for a handshake, for the data path: it may cost an X25519.
@@ -104,7 +107,7 @@ func (p *peer) due(t noise.Instant) {
 	if do&noise.NoAnswer != 0 {
 		p.abandonLocked()
 		p.unstageLocked()
-		p.d.log.Debug("handshake had no answer", event.KeyPeer, p.key.String())
+		p.tell(engine.Event{Kind: engine.NoAnswer})
 	}
 	if do&noise.SendInitiation != 0 {
 		if e := p.endpoint.Load(); e != nil {
@@ -161,12 +164,8 @@ func (p *peer) initiateLocked(t noise.Instant) {
 	e := p.d.engine
 	p.d.keyMu.RLock()
 	defer p.d.keyMu.RUnlock()
-	k := p.d.key.Load()
-	if k == nil {
-		return
-	}
-	to := p.endpoint.Load()
-	if to == nil { // the timers try again
+	k, to := p.d.key.Load(), p.endpoint.Load()
+	if k == nil || to == nil || p.shut(t) { // the timers try again
 		return
 	}
 	p.abandonLocked()
@@ -208,7 +207,10 @@ func (e *Engine) sendMessage(to *udp.Endpoint, message []byte) {
 // is no key to seal it with.
 func (p *peer) keepaliveLocked(t noise.Instant) {
 	pair, to := p.ring.Current, p.endpoint.Load()
-	if pair == nil || !pair.MaySend(t) {
+	switch {
+	case p.shut(t):
+		return
+	case pair == nil || !pair.MaySend(t):
 		p.startLocked(t, false)
 		return
 	}
@@ -270,8 +272,10 @@ func (p *peer) clearLocked() {
 
 // completeLocked notes that a handshake has ended well.
 func (p *peer) completeLocked(t noise.Instant) {
-	p.lastHandshake = time.Now()
+	done := time.Now()
+	p.lastHandshake.Store(&done)
 	p.d.engine.agenda.at(p, p.timers.Complete(t))
+	p.tell(engine.Event{Kind: engine.HandshakeDone, At: done})
 }
 
 // confirm is called with the first packets that were opened with the pair of
@@ -319,7 +323,7 @@ func (p *peer) stageUnproved(packet []byte, t noise.Instant) {
 func (p *peer) stageLocked(packet []byte, t noise.Instant) {
 	e := p.d.engine
 	if p.removed || e.stagedOctets.Load() > maxStagedOctets {
-		e.counts.unstaged.Add(1)
+		p.meter.Drop(meter.Tx, engine.CauseNoKey, 1)
 		return
 	}
 	if len(p.staged) == 0 {
@@ -329,7 +333,7 @@ func (p *peer) stageLocked(packet []byte, t noise.Instant) {
 	if len(p.staged) == maxStaged {
 		e.stagedOctets.Add(-int64(len(p.staged[0])))
 		p.staged = append(p.staged[:0], p.staged[1:]...)
-		e.counts.unstaged.Add(1)
+		p.meter.Drop(meter.Tx, engine.CauseNoKey, 1)
 	}
 	p.staged = append(p.staged, append([]byte(nil), packet...))
 	e.stagedOctets.Add(int64(len(packet)))
@@ -340,7 +344,7 @@ func (p *peer) unstageLocked() {
 	for _, packet := range p.staged {
 		p.d.engine.stagedOctets.Add(-int64(len(packet)))
 	}
-	p.d.engine.counts.unstaged.Add(uint64(len(p.staged)))
+	p.meter.Drop(meter.Tx, engine.CauseNoKey, uint64(len(p.staged)))
 	p.staged = nil
 }
 
@@ -357,7 +361,7 @@ func (p *peer) flushStagedLocked(pair *noise.Keypair, t noise.Instant) {
 		e.stagedOctets.Add(-int64(len(packet)))
 		counter, ok := pair.NextCounters(1)
 		if !ok || !p.afford(noise.SealedSize(len(packet), p.d.mtu), t) {
-			e.counts.unstaged.Add(1)
+			p.meter.Drop(meter.Tx, engine.CauseNoKey, 1)
 			continue
 		}
 		room := s.room(noise.SealedSize(len(packet), p.d.mtu))
@@ -411,6 +415,9 @@ func (p *peer) moveLocked(from *udp.Endpoint, octets int, proved bool) {
 	case at == nil || at.Dst != from.Dst:
 		p.budget.Store(amplification * int64(octets))
 		p.doubted.Store(true)
+	}
+	if at == nil || at.Dst != from.Dst {
+		p.tell(engine.Event{Kind: engine.EndpointMoved, Endpoint: from.Dst})
 	}
 	if from.Dst == p.dialled {
 		from = udp.NewRouted(from.Dst)

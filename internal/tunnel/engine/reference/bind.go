@@ -18,8 +18,8 @@ import (
 type bind struct {
 	hub  *hub
 	mac1 atomic.Pointer[mac1Key] // of the device's public key; nil: it has none yet
-	// mayInitiate decides whether a handshake initiation may leave.
-	mayInitiate func(initiation []byte) bool
+	// mayShake decides whether a handshake message may leave.
+	mayShake func(message []byte) bool
 
 	mu  sync.Mutex // guards everything below
 	tap *tap       // nil: not open
@@ -79,22 +79,21 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 }
 
 // mayLeave learns the index in an outgoing handshake message, and holds back
-// an initiation to a peer that starts every handshake itself. wireguard-go
+// those to a closed session and an initiation to a peer that starts every
+// handshake itself. wireguard-go
 // makes one when it has data for a peer but no keypair, and at its own timers;
 // both ends starting at once costs 5 s (their answers cross, and each refuses
 // the other's). To wireguard-go one held back is one lost: it tries again every
 // 5 s, up to 90 s, and meanwhile answers the peer's as ever. Handshake messages
 // are always sent alone.
 func (b *bind) mayLeave(message []byte) bool {
-	switch {
-	case isInitiation(message):
-		if !b.mayInitiate(message) {
-			return false
-		}
-		b.hub.indices.learn(senderIndex(message), b)
-	case isResponse(message):
-		b.hub.indices.learn(senderIndex(message), b)
+	if !isInitiation(message) && !isResponse(message) {
+		return true
 	}
+	if !b.mayShake(message) {
+		return false
+	}
+	b.hub.indices.learn(senderIndex(message), b)
 	return true
 }
 

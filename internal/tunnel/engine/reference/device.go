@@ -37,7 +37,9 @@ type Device struct {
 
 	roles   roles
 	byPeer  sync.Map       // *device.Peer → *peer, for wireguard-go's log lines
-	retries sync.WaitGroup // timers of postponed handshakes
+	retries sync.WaitGroup // timers of postponed handshakes, and watch
+	looks   chan struct{}  // capacity 1: watch is to look soon
+	done    chan struct{}  // closed by Close
 	once    sync.Once      // of Close
 
 	mu       sync.Mutex // guards everything below
@@ -64,16 +66,19 @@ func newDevice(e *Engine, inner tun.Device) (*Device, error) {
 		log:      e.log.With(event.KeyTunnel, name),
 		tun:      newTUNDevice(inner),
 		started:  time.Now(),
+		looks:    make(chan struct{}, 1),
+		done:     make(chan struct{}),
 		sessions: make(map[session.ID]*peer),
 		byKey:    make(map[engine.PublicKey]*peer),
 	}
-	d.bind = &bind{hub: e.hub, mayInitiate: d.roles.mayInitiate}
-	d.wg = device.NewDevice(d.tun, d.bind, newLogger(d.log, d.armed))
+	d.bind = &bind{hub: e.hub, mayShake: d.roles.mayLeave}
+	d.wg = device.NewDevice(d.tun, d.bind, newLogger(d.log, d.heardOf))
 	if err := d.wg.Up(); err != nil {
 		d.wg.Close()
 		d.tun.wait()
 		return nil, err
 	}
+	d.retries.Go(d.watch)
 	return d, nil
 }
 
@@ -122,9 +127,9 @@ func (d *Device) Add(s engine.Session) error {
 		p = &peer{id: s.ID}
 	}
 	if s.Gate != engine.Open {
-		p.gate.Store(uint32(s.Gate))
+		p.meter.SetGate(s.Gate)
 	}
-	p.ends.Store(bootInstant(s.Deadline))
+	p.meter.Configure(s)
 	if p.wg != nil && p.key != s.PeerKey {
 		if err := d.detachLocked(p); err != nil {
 			return err
@@ -142,7 +147,7 @@ func (d *Device) Add(s engine.Session) error {
 		}
 		return err
 	}
-	p.gate.Store(uint32(s.Gate))
+	p.meter.SetGate(s.Gate)
 	return nil
 }
 
@@ -164,7 +169,7 @@ func (d *Device) checkLocked(s engine.Session) error {
 // peer just created that knows no endpoint is told that it is nowhere, or each
 // try to send would be an error.
 func (d *Device) configureLocked(p *peer, s engine.Session, created bool) error {
-	d.roles.set(p.key, s.Responder)
+	d.roles.set(p.key, &p.meter, s.Responder)
 	p.responder = s.Responder
 	add, remove := d.routeLocked(p, s.AllowedIPs)
 	psk := s.PresharedKey.Reveal()
@@ -209,28 +214,6 @@ func (d *Device) SetAllowedIPs(id session.ID, prefixes []netip.Prefix) error {
 	return err
 }
 
-// SetGate opens or closes a session from the next batch on.
-func (d *Device) SetGate(id session.ID, g engine.Gate) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	p, err := d.findLocked(id)
-	if err == nil {
-		p.gate.Store(uint32(g))
-	}
-	return err
-}
-
-// SetDeadline says when the data path stops the session by itself.
-func (d *Device) SetDeadline(id session.ID, at time.Time) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	p, err := d.findLocked(id)
-	if err == nil {
-		p.ends.Store(bootInstant(at))
-	}
-	return err
-}
-
 // SetEndpoint says where the peer is now.
 func (d *Device) SetEndpoint(id session.ID, addr netip.AddrPort) error {
 	if !addr.IsValid() {
@@ -256,30 +239,8 @@ func (d *Device) Remove(id session.ID) error {
 	if d.closed || p == nil {
 		return nil
 	}
-	p.gate.Store(uint32(engine.Closed))
+	p.meter.SetGate(engine.Closed)
 	return d.detachLocked(p)
-}
-
-// Stats reads the counters of one session. What it says of endpoint and
-// handshake can be statusLife old.
-func (d *Device) Stats(id session.ID) (engine.Stats, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	p, err := d.findLocked(id)
-	if err != nil {
-		return engine.Stats{}, err
-	}
-	if err := d.refreshLocked(); err != nil {
-		return engine.Stats{}, err
-	}
-	now := d.status[p.key]
-	return engine.Stats{
-		RxPackets: p.counts[rx].packets.Load(), RxBytes: p.counts[rx].bytes.Load(),
-		TxPackets: p.counts[tx].packets.Load(), TxBytes: p.counts[tx].bytes.Load(),
-		Dropped:       p.dropped.Load(),
-		Endpoint:      now.endpoint,
-		LastHandshake: now.lastHandshake,
-	}, nil
 }
 
 // refreshLocked reads the status of all peers, unless it was read just now.
@@ -310,6 +271,7 @@ func (d *Device) Close() error {
 			d.cancelLocked(p)
 			d.undialLocked(p)
 		}
+		close(d.done)
 		d.mu.Unlock()
 		d.retries.Wait()
 		d.wg.Close()

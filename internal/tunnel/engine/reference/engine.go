@@ -38,8 +38,9 @@ type Config struct {
 
 // Engine implements [engine.Engine].
 type Engine struct {
-	hub *hub
-	log *slog.Logger
+	hub    *hub
+	log    *slog.Logger
+	events engine.Events
 
 	mu      sync.Mutex // guards everything below
 	devices map[*Device]struct{}
@@ -75,6 +76,9 @@ func New(c Config) (*Engine, error) {
 
 // Port is the UDP port of every device.
 func (e *Engine) Port() uint16 { return e.hub.sockets[0].Local.Port() }
+
+// Events are what happened to the sessions of all devices.
+func (e *Engine) Events() *engine.Events { return &e.events }
 
 // PathChanged makes the routing table choose the source towards every peer
 // again, until that peer has been heard of.

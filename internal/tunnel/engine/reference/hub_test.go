@@ -32,7 +32,7 @@ type listener struct {
 
 func listenOn(t *testing.T, h *hub, public engine.PublicKey) *listener {
 	t.Helper()
-	l := &listener{bind: &bind{hub: h, mayInitiate: new(roles).mayInitiate}, got: make(chan []byte, 4096), from: make(chan conn.Endpoint, 4096), err: make(chan error, 2)}
+	l := &listener{bind: &bind{hub: h, mayShake: new(roles).mayLeave}, got: make(chan []byte, 4096), from: make(chan conn.Endpoint, 4096), err: make(chan error, 2)}
 	l.mac1.Store(newMAC1Key(public))
 	var err error
 	if l.fns, _, err = l.Open(0); err != nil {
@@ -205,7 +205,7 @@ func TestSlowDeviceLosesItsOwn(t *testing.T) {
 	_, keyA := enginetest.NewKey(t)
 	_, keyB := enginetest.NewKey(t)
 	a := listenOn(t, e.hub, keyA)
-	slow := &bind{hub: e.hub, mayInitiate: new(roles).mayInitiate}
+	slow := &bind{hub: e.hub, mayShake: new(roles).mayLeave}
 	slow.mac1.Store(newMAC1Key(keyB))
 	if _, _, err := slow.Open(0); err != nil { // and never reads
 		t.Fatal(err)

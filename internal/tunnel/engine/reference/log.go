@@ -12,24 +12,34 @@ import (
 	"tunneld/internal/event"
 )
 
-// Formats of wireguard-go's log lines that say when it began to wait before
-// the next initiation; the first argument is the *device.Peer. A test holds
-// them, because no other way tells.
+// A notice is what a log line of wireguard-go says of a peer.
+type notice int
+
 const (
-	formatSendingInitiation = "%v - Sending handshake initiation"
-	formatSendingResponse   = "%v - Sending handshake response"
+	sendsHandshake notice = 1 + iota // and waits before the next
+	hasResponse
+	gaveUp
 )
 
+// notices are the formats of wireguard-go's log lines that say so; the first
+// argument is the *device.Peer. A test holds them, because no other way tells.
+var notices = map[string]notice{
+	"%v - Sending handshake initiation":                            sendsHandshake,
+	"%v - Sending handshake response":                              sendsHandshake,
+	"%v - Received handshake response":                             hasResponse,
+	"%s - Handshake did not complete after %d attempts, giving up": gaveUp,
+}
+
 // newLogger hands wireguard-go's lines to log: its errors as warnings, at most
-// a few in a row since peers cause them, the rest at debug. armed is called
-// when a handshake message is about to be sent to a peer.
-func newLogger(log *slog.Logger, armed func(*device.Peer)) *device.Logger {
+// a few in a row since peers cause them, the rest at debug. heard is told the
+// notices.
+func newLogger(log *slog.Logger, heard func(*device.Peer, notice)) *device.Logger {
 	limit := rate.NewLimiter(rate.Every(10*time.Second), 5)
 	return &device.Logger{
 		Verbosef: func(format string, args ...any) {
-			if format == formatSendingInitiation || format == formatSendingResponse {
+			if what, ok := notices[format]; ok {
 				if peer, ok := args[0].(*device.Peer); ok {
-					armed(peer)
+					heard(peer, what)
 				}
 			}
 			if log.Enabled(context.Background(), slog.LevelDebug) {

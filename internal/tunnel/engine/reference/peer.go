@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,16 +11,14 @@ import (
 
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/udp"
 )
 
 // A peer is one session. What the data path uses is atomic; the rest is
 // guarded by the device's mu.
 type peer struct {
-	gate    atomic.Uint32                             // an engine.Gate
-	ends    atomic.Int64                              // deadline on CLOCK_BOOTTIME, in ns; 0: none
-	counts  [2]struct{ packets, bytes atomic.Uint64 } // by direction
-	dropped atomic.Uint64
+	meter   meter.Meter
 	armedAt atomic.Int64 // when a handshake message was sent last, since the device's start; 0: never
 
 	id        session.ID
@@ -31,6 +28,7 @@ type peer struct {
 	dialled   netip.AddrPort // as counted by the hub; zero: not
 	responder bool
 	retry     *time.Timer // of a postponed handshake; nil: none
+	told      status      // what watch has seen
 }
 
 // attachLocked makes a wireguard-go peer for p.
@@ -108,6 +106,7 @@ func (d *Device) unrouteLocked(p *peer, prefixes []netip.Prefix) {
 // dialLocked notes that we, and not the peer, chose addr.
 func (d *Device) dialLocked(p *peer, addr netip.AddrPort) {
 	d.undialLocked(p)
+	p.told.endpoint = udp.Canonical(addr)
 	if !p.responder {
 		p.dialled = udp.Canonical(addr)
 		d.engine.hub.dial(p.dialled, 1)
@@ -121,10 +120,20 @@ func (d *Device) undialLocked(p *peer) {
 	}
 }
 
-// armed is told by wireguard-go that it sends a handshake message.
-func (d *Device) armed(wg *device.Peer) {
-	if p, ok := d.byPeer.Load(wg); ok {
-		p.(*peer).armedAt.Store(int64(time.Since(d.started)))
+// heardOf is told by wireguard-go what it does with a peer.
+func (d *Device) heardOf(wg *device.Peer, what notice) {
+	found, ok := d.byPeer.Load(wg)
+	if !ok {
+		return
+	}
+	switch p := found.(*peer); what {
+	case sendsHandshake:
+		p.armedAt.Store(int64(time.Since(d.started)))
+		d.look()
+	case hasResponse:
+		d.look()
+	case gaveUp:
+		d.engine.events.Tell(engine.Event{Kind: engine.NoAnswer, Session: p.id, At: time.Now()})
 	}
 }
 
@@ -203,59 +212,4 @@ func (d *Device) Probe(id session.ID) error {
 		p.wg.SendKeepalive()
 	}
 	return err
-}
-
-// roles remembers who starts the handshakes of each session.
-type roles struct {
-	mu     sync.RWMutex // guards everything below
-	theirs map[engine.PublicKey]*mac1Key
-	ours   map[engine.PublicKey]*mac1Key
-}
-
-// set notes whether the peer of that key starts every handshake.
-func (r *roles) set(key engine.PublicKey, responder bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.theirs == nil {
-		r.theirs, r.ours = make(map[engine.PublicKey]*mac1Key), make(map[engine.PublicKey]*mac1Key)
-	}
-	to, from := r.ours, r.theirs
-	if responder {
-		to, from = from, to
-	}
-	delete(from, key)
-	if to[key] == nil {
-		to[key] = newMAC1Key(key)
-	}
-}
-
-func (r *roles) forget(key engine.PublicKey) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.ours, key)
-	delete(r.theirs, key)
-}
-
-// mayInitiate decides whether an outgoing initiation may leave. It names its
-// receiver by nothing but mac1, so where both kinds of session share a device
-// the keys of the rarer kind are tried.
-func (r *roles) mayInitiate(initiation []byte) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	switch {
-	case len(r.theirs) == 0:
-		return true
-	case len(r.ours) < len(r.theirs):
-		return madeByAny(r.ours, initiation)
-	}
-	return !madeByAny(r.theirs, initiation)
-}
-
-func madeByAny(keys map[engine.PublicKey]*mac1Key, message []byte) bool {
-	for _, k := range keys {
-		if k.made(message) {
-			return true
-		}
-	}
-	return false
 }

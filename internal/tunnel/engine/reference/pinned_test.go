@@ -2,7 +2,12 @@ package reference
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +18,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/enginetest"
+	"tunneld/internal/tunnel/engine/meter"
 )
 
 // This file holds what this package believes of wireguard-go, so that an
@@ -49,7 +55,7 @@ func (w *watchBind) initiations(d time.Duration) (n int) {
 func bareDevice(t *testing.T, log *device.Logger) (*device.Device, *device.Peer, *watchBind) {
 	t.Helper()
 	e := loopback(t)
-	w := &watchBind{&bind{hub: e.hub, mayInitiate: new(roles).mayInitiate}, make(chan []byte, 100)}
+	w := &watchBind{&bind{hub: e.hub, mayShake: new(roles).mayLeave}, make(chan []byte, 100)}
 	m := newMemTUN("bare")
 	d := device.NewDevice(m, w, log)
 	t.Cleanup(d.Close)
@@ -70,7 +76,11 @@ func bareDevice(t *testing.T, log *device.Logger) (*device.Device, *device.Peer,
 
 func TestPinnedInitiationInterval(t *testing.T) {
 	armed := make(chan *device.Peer, 10)
-	d, peer, w := bareDevice(t, newLogger(loopback(t).log, func(p *device.Peer) { armed <- p }))
+	d, peer, w := bareDevice(t, newLogger(loopback(t).log, func(p *device.Peer, what notice) {
+		if what == sendsHandshake {
+			armed <- p
+		}
+	}))
 	_ = d
 	send := func() int {
 		if err := peer.SendHandshakeInitiation(false); err != nil {
@@ -87,7 +97,7 @@ func TestPinnedInitiationInterval(t *testing.T) {
 			t.Errorf("log line of %v, want %v", p, peer)
 		}
 	default:
-		t.Errorf("no log line %q, on which postponed handshakes rest", formatSendingInitiation)
+		t.Error("no log line of an initiation, on which postponed handshakes rest")
 	}
 	if got := send(); got != 0 {
 		t.Errorf("within 5 s: %d initiations, want 0 and no error", got)
@@ -165,6 +175,13 @@ func TestPinnedInitiationIsHeldBack(t *testing.T) {
 	}
 }
 
+// opened is the meter of a session that is open.
+func opened() *meter.Meter {
+	m := new(meter.Meter)
+	m.SetGate(engine.Open)
+	return m
+}
+
 func TestRolesTellPeersApart(t *testing.T) {
 	_, stock := enginetest.NewKey(t)
 	_, theirs := enginetest.NewKey(t)
@@ -178,26 +195,43 @@ func TestRolesTellPeersApart(t *testing.T) {
 		return m
 	}
 	r := new(roles)
-	if !r.mayInitiate(initiationTo(ours)) {
+	if !r.mayLeave(initiationTo(ours)) {
 		t.Error("without any session: held back")
 	}
-	r.set(theirs, true)
-	if r.mayInitiate(initiationTo(theirs)) {
+	r.set(theirs, opened(), true)
+	if r.mayLeave(initiationTo(theirs)) {
 		t.Error("to the only session, whose peer starts: not held back")
 	}
 	for _, more := range []engine.PublicKey{ours, stock} { // ours as rare as theirs, then the more frequent
-		r.set(more, false)
-		if r.mayInitiate(initiationTo(theirs)) || !r.mayInitiate(initiationTo(ours)) {
+		r.set(more, opened(), false)
+		if r.mayLeave(initiationTo(theirs)) || !r.mayLeave(initiationTo(ours)) {
 			t.Error("initiations of a mixed device: want held back for the peer that starts, and only for it")
 		}
 	}
-	r.set(ours, true)
-	if r.mayInitiate(initiationTo(ours)) {
+	r.set(ours, opened(), true)
+	if r.mayLeave(initiationTo(ours)) {
 		t.Error("after the role changed: not held back")
+	}
+	shut := new(meter.Meter)
+	r.forget(ours)
+	r.set(ours, shut, false)
+	response := func(k engine.PublicKey) []byte {
+		m := message(device.MessageResponseType, 1, device.MessageResponseSize)
+		var g device.CookieGenerator
+		g.Init(device.NoisePublicKey(k))
+		g.AddMacs(m)
+		return m
+	}
+	if r.mayLeave(response(ours)) || r.mayLeave(initiationTo(ours)) || !r.mayLeave(response(theirs)) {
+		t.Error("with one session closed: want its handshake messages held back, and those of no other")
+	}
+	shut.SetGate(engine.Quarantined)
+	if !r.mayLeave(response(ours)) {
+		t.Error("in quarantine: held back")
 	}
 	r.forget(theirs)
 	r.forget(ours)
-	if !r.mayInitiate(initiationTo(theirs)) {
+	if !r.mayLeave(initiationTo(theirs)) {
 		t.Error("after the session is gone: held back")
 	}
 }
@@ -401,5 +435,53 @@ func TestRemoveForgets(t *testing.T) {
 	}
 	if !arrives(a.tun, b.tun, aToB(100)) {
 		t.Error("no packet crosses after the session was added again")
+	}
+}
+
+// TestNoAnswerIsTold rests on a log line of wireguard-go that takes 90 s to
+// come: the format must stand in its source.
+func TestNoAnswerIsTold(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", "{{.Dir}}", "golang.zx2c4.com/wireguard/device").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), "timers.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := memPair(t, loopback(t), loopback(t))
+	for format, what := range notices {
+		if what == gaveUp {
+			if !strings.Contains(string(source), strconv.Quote(format)) {
+				t.Errorf("wireguard-go has no log line %q", format)
+			}
+			a.heardOf(a.sessions[a.session.ID].wg, what)
+		}
+	}
+	for _, e := range a.engine.Events().Take() {
+		if e.Kind == engine.NoAnswer && e.Session == a.session.ID {
+			return
+		}
+	}
+	t.Error("no event of a handshake without an answer")
+}
+
+// TestEventsOfStatus: handshakes and endpoints of both ends are told although
+// wireguard-go tells nobody.
+func TestEventsOfStatus(t *testing.T) {
+	a, b := memPair(t, loopback(t), loopback(t))
+	a.tun.send(aToB(100))
+	done := map[string]bool{}
+	enginetest.Eventually(t, "both ends tell of the handshake, the responder of where its peer is", func() bool {
+		for _, x := range []*memEnd{a, b} {
+			for _, e := range x.engine.Events().Take() {
+				done[fmt.Sprint(x == a, e.Kind, e.Endpoint)] = true
+			}
+		}
+		return done[fmt.Sprint(true, engine.HandshakeDone, netip.AddrPort{})] && done[fmt.Sprint(false, engine.HandshakeDone, netip.AddrPort{})] &&
+			done[fmt.Sprint(false, engine.EndpointMoved, a.engine.addr())]
+	})
+	if done[fmt.Sprint(true, engine.EndpointMoved, b.engine.addr())] {
+		t.Error("the dialler tells as news where it was told to dial")
 	}
 }

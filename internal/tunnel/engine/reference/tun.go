@@ -12,6 +12,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/meter"
 )
 
 const tunPath = "/dev/net/tun"
@@ -101,7 +102,7 @@ func (t *tunDevice) wait() { t.wg.Wait() }
 // Read reads what the host sends into sessions.
 func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := t.Device.Read(bufs, sizes, offset)
-	c := tally{routes: t.routes.Load(), direction: tx}
+	c := tally{routes: t.routes.Load(), way: meter.Tx}
 	for i := range n {
 		if p := c.find(bufs[i][offset : offset+sizes[i]]); p != nil && !c.pass(p, sizes[i]) {
 			sizes[i] = 0
@@ -115,7 +116,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 // sources are the peer's own. The packets are counted before they are written,
 // because writing joins them.
 func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
-	c := tally{routes: t.routes.Load(), direction: rx}
+	c := tally{routes: t.routes.Load(), way: meter.Rx}
 	kept, copied := bufs[:0:len(bufs)], false
 	for i, b := range bufs {
 		if p := c.find(b[offset:]); p == nil || !c.pass(p, len(b)-offset) {
@@ -137,27 +138,20 @@ func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 	return t.Device.Write(kept, offset)
 }
 
-// A direction, seen from here, also says which address of a packet names the
-// session: the first (source) of those received, the second of those sent.
-type direction int
-
-const (
-	rx direction = iota
-	tx
-)
-
 // A tally counts one batch. Neighbours in a batch mostly belong together, so
 // it remembers the last address and touches the session's own counters only
-// when the session changes.
+// when the session changes. Its way also says which address of a packet names
+// the session: the first (source) of those received, the second of those sent.
 type tally struct {
-	routes *bart.Table[*peer]
-	direction
-	addr                    netip.Addr // looked up last
-	found                   *peer      // and whose it is
-	current                 *peer      // whom the counts below belong to
-	open                    bool       // its gate
-	now                     int64      // on CLOCK_BOOTTIME; 0: not looked at in this batch
-	packets, bytes, dropped uint64
+	routes                  *bart.Table[*peer]
+	way                     meter.Way
+	addr                    netip.Addr   // looked up last
+	found                   *peer        // and whose it is
+	current                 *peer        // whom the counts below belong to
+	open                    bool         // packets may pass; else
+	why                     engine.Cause // they may not
+	now                     int64        // 0: not looked at in this batch
+	packets, bytes, dropped uint64       // dropped for why
 }
 
 // find is the session that the address in an IP packet belongs to, or nil.
@@ -168,9 +162,9 @@ func (c *tally) find(packet []byte) *peer {
 	var addr netip.Addr
 	switch {
 	case packet[0]>>4 == 4 && len(packet) >= 20:
-		addr = netip.AddrFrom4([4]byte(packet[12+4*c.direction:]))
+		addr = netip.AddrFrom4([4]byte(packet[12+4*c.way:]))
 	case packet[0]>>4 == 6 && len(packet) >= 40:
-		addr = netip.AddrFrom16([16]byte(packet[8+16*c.direction:]))
+		addr = netip.AddrFrom16([16]byte(packet[8+16*c.way:]))
 	default:
 		return nil
 	}
@@ -181,14 +175,21 @@ func (c *tally) find(packet []byte) *peer {
 	return c.found
 }
 
-// pass counts a packet of p, and reports whether p's gate lets it through.
+// pass counts a packet of p, and reports whether p lets it through.
 func (c *tally) pass(p *peer, size int) bool {
+	if c.now == 0 {
+		c.now = meter.Now()
+	}
 	if p != c.current {
 		c.flush()
-		c.current, c.open = p, engine.Gate(p.gate.Load()) == engine.Open && !c.over(p)
+		c.current = p
+		c.why, c.open = p.meter.Passes(c.way, c.now)
 	}
-	if !c.open {
+	switch {
+	case !c.open:
 		c.dropped++
+		return false
+	case !p.meter.Take(c.way, size, c.now):
 		return false
 	}
 	c.packets++
@@ -198,13 +199,9 @@ func (c *tally) pass(p *peer, size int) bool {
 
 // flush adds the counts to their session.
 func (c *tally) flush() {
-	if c.packets > 0 {
-		n := &c.current.counts[c.direction]
-		n.packets.Add(c.packets)
-		n.bytes.Add(c.bytes)
-	}
-	if c.dropped > 0 {
-		c.current.dropped.Add(c.dropped)
+	if c.current != nil {
+		c.current.meter.Count(c.way, c.packets, c.bytes)
+		c.current.meter.Drop(c.way, c.why, c.dropped)
 	}
 	c.packets, c.bytes, c.dropped = 0, 0, 0
 }

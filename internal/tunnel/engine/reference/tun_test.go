@@ -11,6 +11,7 @@ import (
 
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/enginetest"
+	"tunneld/internal/tunnel/engine/meter"
 )
 
 // gatedTUN is a tunDevice over memory with an open session at 10.0.0.1 and a
@@ -23,13 +24,18 @@ func gatedTUN(t *testing.T) (d *tunDevice, m *memTUN, open, closed *peer) {
 		d.wait()
 	})
 	open, closed = new(peer), new(peer)
-	open.gate.Store(uint32(engine.Open))
+	open.meter.SetGate(engine.Open)
 	routes := new(bart.Table[*peer])
 	for prefix, p := range map[string]*peer{"10.0.0.1/32": open, "10.0.0.2/32": closed, "fd00::2/128": closed} {
 		routes = routes.InsertPersist(enginetest.Prefixes(prefix)[0], p)
 	}
 	d.routes.Store(routes)
 	return d, m, open, closed
+}
+
+func counted(p *peer) (s engine.Stats) {
+	p.meter.Read(&s)
+	return s
 }
 
 func TestTUNRead(t *testing.T) {
@@ -52,11 +58,11 @@ func TestTUNRead(t *testing.T) {
 			t.Errorf("size of packet %d = %d, want %d", i, sizes[i], want)
 		}
 	}
-	if p, b := open.counts[tx].packets.Load(), open.counts[tx].bytes.Load(); p != 2 || b != 500 {
-		t.Errorf("sent = %d packets, %d bytes, want 2, 500", p, b)
+	if s := counted(open); s.TxPackets != 2 || s.TxBytes != 500 {
+		t.Errorf("open: stats = %+v, want 2 packets, 500 bytes sent", s)
 	}
-	if n := closed.dropped.Load(); n != 2 || closed.counts[tx].packets.Load() != 0 {
-		t.Errorf("dropped = %d, want 2 and none sent", n)
+	if s := counted(closed); s.TxDropped[engine.CauseGate] != 2 || s.TxPackets != 0 {
+		t.Errorf("closed: stats = %+v, want 2 dropped and none sent", s)
 	}
 }
 
@@ -87,11 +93,11 @@ func TestTUNWrite(t *testing.T) {
 	if !bytes.Equal(bytes.Join(bufs, nil), before) {
 		t.Error("Write changed the caller's slice")
 	}
-	if p, b := open.counts[rx].packets.Load(), open.counts[rx].bytes.Load(); p != 2 || b != 400 {
-		t.Errorf("received = %d packets, %d bytes, want 2, 400", p, b)
+	if s := counted(open); s.RxPackets != 2 || s.RxBytes != 400 {
+		t.Errorf("open: stats = %+v, want 2 packets, 400 bytes received", s)
 	}
-	if n := closed.dropped.Load(); n != 1 {
-		t.Errorf("dropped = %d, want 1", n)
+	if s := counted(closed); s.RxDropped[engine.CauseGate] != 1 {
+		t.Errorf("closed: stats = %+v, want 1 dropped", s)
 	}
 }
 
@@ -117,8 +123,8 @@ func FuzzTally(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p := new(peer)
-		for _, d := range []direction{rx, tx} {
-			c := tally{routes: new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.0/8")[0], p), direction: d}
+		for _, d := range []meter.Way{meter.Rx, meter.Tx} {
+			c := tally{routes: new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.0/8")[0], p), way: d}
 			if found := c.find(data); found != nil && (found != p || data[0]>>4 != 4 || data[12+4*d] != 10) {
 				t.Errorf("%x is counted for a session that does not have its address", data)
 			}
@@ -132,7 +138,7 @@ func TestTUNCostsNothing(t *testing.T) {
 	defer d.wait()
 	defer d.Close()
 	open := new(peer)
-	open.gate.Store(uint32(engine.Open))
+	open.meter.SetGate(engine.Open)
 	d.routes.Store(new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.1/32")[0], open))
 	bufs, sizes, _ := buffers(batchSize)
 	if n := testing.AllocsPerRun(100, func() { d.Read(bufs, sizes, 16) }); n != 0 {
@@ -144,7 +150,7 @@ func TestTUNCostsNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { d.Write(bufs, 16) }); n != 0 {
 		t.Errorf("Write allocates %v times a batch, want 0", n)
 	}
-	if open.counts[tx].packets.Load() == 0 || open.counts[rx].packets.Load() == 0 {
+	if s := counted(open); s.TxPackets == 0 || s.RxPackets == 0 {
 		t.Error("nothing was counted")
 	}
 }
@@ -172,7 +178,7 @@ func BenchmarkTUNRead(b *testing.B) {
 	defer d.wait()
 	defer d.Close()
 	p := new(peer)
-	p.gate.Store(uint32(engine.Open))
+	p.meter.SetGate(engine.Open)
 	d.routes.Store(new(bart.Table[*peer]).InsertPersist(enginetest.Prefixes("10.0.0.1/32")[0], p))
 	bufs, sizes, _ := buffers(batchSize)
 	for name, r := range map[string]interface {
