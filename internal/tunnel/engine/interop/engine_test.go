@@ -3,6 +3,7 @@ package interop
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"tunneld/internal/tunnel/engine"
 )
@@ -73,6 +74,26 @@ func testGate(t *testing.T, k kinds) {
 	passes("into a gate closed again", 0)
 	if after := b.now(); !after.LastHandshake.Equal(before.LastHandshake) {
 		t.Error("a closed gate answered a handshake")
+	}
+}
+
+// TestHandshakeAtOnce asks for a handshake right after a session was added, as
+// the control plane does, with a keepalive that wants one, too.
+func TestHandshakeAtOnce(t *testing.T) { each(t, testHandshakeAtOnce) }
+
+func testHandshakeAtOnce(t *testing.T, k kinds) {
+	node, gateway := hosts(t, k)
+	a, _ := pair(node, gateway, "tnl0", 1, "192.0.2.2:443", func(a, b *end) {
+		a.session.Gate, b.session.Gate = engine.Closed, engine.Quarantined
+	})
+	a.do("Remove", Args{})
+	a.session.Gate, a.session.Keepalive = engine.Open, 25*time.Second
+	start := time.Now()
+	a.call("Add", Args{Device: "tnl0", Session: a.session})
+	a.do("Handshake", Args{})
+	a.await("a handshake", func(s engine.Stats) bool { return !s.LastHandshake.IsZero() })
+	if took := time.Since(start); took > 4*time.Second {
+		t.Errorf("the first handshake took %v, want no second try after 5 s", took)
 	}
 }
 

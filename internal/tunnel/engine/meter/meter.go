@@ -125,8 +125,15 @@ func (m *Meter) Read(s *engine.Stats) {
 	}
 }
 
-// Configure makes the meter what a session says, but for its gate.
+// Configure makes the meter what a session says. A gate that is to open is
+// only quarantined: the engine opens it when all else is ready, but handshakes
+// may begin before.
 func (m *Meter) Configure(s engine.Session) {
+	if gate := engine.Gate(m.gate.Load()); s.Gate != engine.Open {
+		m.SetGate(s.Gate)
+	} else if gate != engine.Open {
+		m.SetGate(engine.Quarantined)
+	}
 	m.SetDeadline(s.Deadline)
 	m.SetDirection(s.Direction)
 	m.SetRate(Rx, s.RxRate)

@@ -131,3 +131,22 @@ func TestInherit(t *testing.T) {
 		t.Errorf("inherited %+v, want %+v", got, want)
 	}
 }
+
+// TestConfigure: a session that is to be open does not let packets through
+// before the engine is ready, nor does one that was open stop meanwhile.
+func TestConfigure(t *testing.T) {
+	var m Meter
+	m.Configure(engine.Session{Gate: engine.Open})
+	if _, ok := m.Passes(Rx, Now()); ok || m.Shut(Now()) {
+		t.Error("a new session that is to be open: want handshakes and no packets")
+	}
+	m.SetGate(engine.Open)
+	m.Configure(engine.Session{Gate: engine.Open})
+	if _, ok := m.Passes(Rx, Now()); !ok {
+		t.Error("an open session that stays open was closed meanwhile")
+	}
+	m.Configure(engine.Session{Gate: engine.Closed})
+	if !m.Shut(Now()) {
+		t.Error("a session that is to be closed was not closed at once")
+	}
+}

@@ -128,9 +128,6 @@ func (d *Device) Add(s engine.Session) error {
 		}
 	}
 	d.sessions[s.ID], d.byKey[s.PeerKey] = p, p
-	if s.Gate != engine.Open {
-		p.meter.SetGate(s.Gate)
-	}
 	p.meter.Configure(s)
 	p.configure(s, created)
 	if created {

@@ -126,9 +126,6 @@ func (d *Device) Add(s engine.Session) error {
 	if p == nil {
 		p = &peer{id: s.ID}
 	}
-	if s.Gate != engine.Open {
-		p.meter.SetGate(s.Gate)
-	}
 	p.meter.Configure(s)
 	if p.wg != nil && p.key != s.PeerKey {
 		if err := d.detachLocked(p); err != nil {
