@@ -6,22 +6,29 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"os"
-	"slices"
-	"sync/atomic"
+	"strconv"
 	"time"
 )
 
-// figures are what both subjects are measured by, from the left host to an
-// address of the right one.
-var figures = []struct {
-	name, unit string
-	take       func(ctx context.Context, p *pair, address string, length time.Duration) (float64, error)
-}{
-	{"TCP, one stream", "Mbit/s", tcp},
-	{"UDP 64 octets, received", "packets/s", flood},
-	{"ping p50, idle", "ms", ping},
+// A figure is one measurement of a subject, from the left host to the right one,
+// and the values it gives.
+type figure struct {
+	gives []quantity
+	take  func(ctx context.Context, p *pair, s subject, length time.Duration) ([]float64, error)
+}
+
+type quantity struct{ name, unit string }
+
+// figures are what both subjects are measured by.
+var figures = []figure{
+	{[]quantity{{"TCP, one stream", "Mbit/s"}, {"CPU of both daemons for a GB of TCP", "s"}}, tcpOf(1)},
+	{[]quantity{{"TCP, four streams", "Mbit/s"}, {"CPU for a GB, four streams", "s"}}, tcpOf(4)},
+	{[]quantity{{"UDP 64 octets, flood, received", "packets/s"}}, floodOf(64)},
+	{[]quantity{{"UDP 1200 octets, flood, received", "packets/s"}}, floodOf(1200)},
+	{[]quantity{{"UDP 64 octets, at most 1 % lost", "packets/s"}}, pacedOf(64)},
+	{[]quantity{{"UDP 1200 octets, at most 1 % lost", "packets/s"}}, pacedOf(1200)},
+	{[]quantity{{"ping p50, idle", "ms"}}, idlePing},
+	{[]quantity{{"ping p50 under one TCP stream", "ms"}, {"ping p99 under one TCP stream", "ms"}}, loadedPing},
 }
 
 // Ports on the right host.
@@ -85,11 +92,34 @@ func (p *pair) sender() (conn *net.UDPConn, err error) {
 	return conn, err
 }
 
-// tcp is what one stream carries, in Mbit/s, as its receiver counts.
-func tcp(ctx context.Context, p *pair, address string, length time.Duration) (float64, error) {
+// tcpOf is what so many streams carry together, as their receiver counts, and what
+// the daemons need for it.
+func tcpOf(streams int) func(context.Context, *pair, subject, time.Duration) ([]float64, error) {
+	return func(ctx context.Context, p *pair, s subject, length time.Duration) ([]float64, error) {
+		before, err := s.cpu()
+		if err != nil {
+			return nil, err
+		}
+		rate, err := p.tcp(ctx, s.address, streams, length)
+		if err != nil {
+			return nil, err
+		}
+		after, err := s.cpu()
+		gigabytes := rate * tcpLength(length).Seconds() / 8 / 1000
+		return []float64{rate, (after - before) / gigabytes}, err
+	}
+}
+
+// tcpLength is length in the whole seconds that iperf3 knows.
+func tcpLength(length time.Duration) time.Duration {
+	return max(time.Second, length.Round(time.Second))
+}
+
+// tcp runs iperf3 and returns the rate in Mbit/s.
+func (p *pair) tcp(ctx context.Context, address string, streams int, length time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, length+settle)
 	defer cancel()
-	out, err := p.left.Run(ctx, "", "iperf3", "-J", "-c", address, "-p", iperfPort, "-t", fmt.Sprintf("%g", max(1, length.Round(time.Second).Seconds())))
+	out, err := p.left.Run(ctx, "", "iperf3", "-J", "-c", address, "-p", iperfPort, "-P", strconv.Itoa(streams), "-t", fmt.Sprint(tcpLength(length).Seconds()))
 	if err != nil {
 		return 0, errors.Join(err, iperfError(out))
 	}
@@ -123,150 +153,4 @@ func iperfError(out string) error {
 		return nil
 	}
 	return errors.New(a.Error)
-}
-
-// flood sends small packets as fast as one thread can and returns how many a
-// second arrive.
-func flood(ctx context.Context, p *pair, address string, length time.Duration) (float64, error) {
-	to, err := netip.ParseAddr(address)
-	if err != nil {
-		return 0, err
-	}
-	in, err := p.listen(floodPort)
-	if err != nil {
-		return 0, err
-	}
-	defer in.Close()
-	in.SetReadBuffer(4 << 20) // as much as the kernel gives
-	out, err := p.sender()
-	if err != nil {
-		return 0, err
-	}
-	defer out.Close()
-
-	var received atomic.Int64
-	counted := make(chan struct{})
-	go func() {
-		defer close(counted)
-		buf := make([]byte, 2*probeSize)
-		for {
-			if _, _, err := in.ReadFromUDPAddrPort(buf); err != nil {
-				return
-			}
-			received.Add(1)
-		}
-	}()
-	payload := make([]byte, probeSize)
-	start := time.Now()
-	for time.Since(start) < length && ctx.Err() == nil {
-		for range 64 { // between two looks at the clock
-			out.WriteToUDPAddrPort(payload, netip.AddrPortFrom(to, floodPort)) // a full queue drops, as it may
-		}
-	}
-	n, took := received.Load(), time.Since(start)
-	in.Close()
-	<-counted
-	if n == 0 {
-		return 0, fmt.Errorf("no packet arrived at %v in %v", address, took)
-	}
-	return float64(n) / took.Seconds(), ctx.Err()
-}
-
-// ping is the median round trip of small packets, one at a time, in ms.
-func ping(ctx context.Context, p *pair, address string, _ time.Duration) (float64, error) {
-	const probes, pause, patience = 300, 2 * time.Millisecond, time.Second
-	to, err := netip.ParseAddr(address)
-	if err != nil {
-		return 0, err
-	}
-	conn, err := p.sender()
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	var trips []float64
-	buf := make([]byte, 2*probeSize)
-	for range probes {
-		if ctx.Err() != nil {
-			return 0, ctx.Err()
-		}
-		start := time.Now()
-		if _, err := conn.WriteToUDPAddrPort(make([]byte, probeSize), netip.AddrPortFrom(to, echoPort)); err != nil {
-			return 0, err
-		}
-		conn.SetReadDeadline(start.Add(patience))
-		if _, _, err := conn.ReadFromUDPAddrPort(buf); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				continue // lost: not this figure's subject
-			}
-			return 0, err
-		}
-		trips = append(trips, float64(time.Since(start))/1e6)
-		time.Sleep(pause)
-	}
-	if len(trips) < probes/2 {
-		return 0, fmt.Errorf("%d of %d pings to %s were answered", len(trips), probes, address)
-	}
-	slices.Sort(trips)
-	return trips[len(trips)/2], nil
-}
-
-// firstPing takes the tunnel down and up again and returns how long it was from
-// the start of `tunnelctl up` to the first answer through the tunnel. It asks
-// every millisecond; before there is a route the kernel refuses to send.
-func (t *tunnel) firstPing(ctx context.Context) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, settle)
-	defer cancel()
-	if _, err := t.node.Ctl(ctx, "down", ourTunnel); err != nil {
-		return 0, err
-	}
-	to, err := netip.ParseAddr(t.address)
-	if err != nil {
-		return 0, err
-	}
-	conn, err := t.pair.sender()
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetReadDeadline(deadline)
-
-	answered, asked, up := make(chan time.Time, 1), make(chan struct{}), make(chan error, 1)
-	start := time.Now()
-	go func() {
-		_, err := t.node.Ctl(ctx, "up", ourTunnel)
-		up <- err
-	}()
-	go func() {
-		defer close(answered)
-		buf := make([]byte, 2*probeSize)
-		if _, _, err := conn.ReadFromUDPAddrPort(buf); err == nil {
-			answered <- time.Now()
-		}
-	}()
-	stop := make(chan struct{})
-	go func() {
-		defer close(asked)
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for {
-			conn.WriteToUDPAddrPort(make([]byte, probeSize), netip.AddrPortFrom(to, echoPort)) // no route yet
-			select {
-			case <-tick.C:
-			case <-stop:
-				return
-			}
-		}
-	}()
-	at, ok := <-answered
-	close(stop)
-	<-asked
-	if err := <-up; err != nil {
-		return 0, err
-	}
-	if !ok {
-		return 0, fmt.Errorf("no answer from %s within %v", t.address, settle)
-	}
-	return at.Sub(start), nil
 }

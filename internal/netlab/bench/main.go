@@ -151,17 +151,19 @@ func (b *bench) compare(ctx context.Context, lab *netlab.Lab, bin netlab.Binarie
 func (b *bench) rounded(ctx context.Context, p *pair, ours, theirs subject, r *report) error {
 	for round := range b.rounds {
 		for _, f := range figures {
-			pair := [2]float64{}
-			for i := range pair {
+			var values [2][]float64
+			for i := range values {
 				which := (i + round) % 2 // who is first changes with each round
-				v, err := f.take(ctx, p, [2]subject{ours, theirs}[which].address, b.length)
+				v, err := f.take(ctx, p, [2]subject{ours, theirs}[which], b.length)
 				if err != nil {
-					return fmt.Errorf("round %d, %s through %s: %w", round+1, f.name, [2]string{"ours", "wireguard-go"}[which], err)
+					return fmt.Errorf("round %d, %s through %s: %w", round+1, f.gives[0].name, [2]string{"ours", "wireguard-go"}[which], err)
 				}
-				pair[which] = v
+				values[which] = v
 			}
-			r.add(f.name, f.unit, pair[0], pair[1])
-			b.say("round %d/%d  %-24s ours %.4g  wireguard-go %.4g  %s", round+1, b.rounds, f.name, pair[0], pair[1], f.unit)
+			for i, q := range f.gives {
+				r.add(q.name, q.unit, values[0][i], values[1][i])
+				b.say("round %d/%d  %-36s ours %.4g  wireguard-go %.4g  %s", round+1, b.rounds, q.name, values[0][i], values[1][i], q.unit)
+			}
 		}
 	}
 	return nil

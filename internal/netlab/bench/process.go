@@ -32,6 +32,16 @@ func cpuSeconds(p *proc) (float64, error) {
 	return sum, nil
 }
 
+// cpu is what both daemons have used.
+func (s subject) cpu() (float64, error) {
+	a, err := cpuSeconds(s.processes[0])
+	if err != nil {
+		return 0, err
+	}
+	b, err := cpuSeconds(s.processes[1])
+	return a + b, err
+}
+
 // residentMiB is the memory a process holds, in MiB.
 func residentMiB(p *proc) (float64, error) { return statusMiB(p, "VmRSS") }
 
