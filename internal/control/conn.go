@@ -95,19 +95,19 @@ type armed struct {
 	seq   uint64
 }
 
-// transport is one net.Conn with the goroutine that reads it and the one that
-// writes it.
+// transport is one net.Conn with the goroutine that reads it, and one that writes
+// while there is something to write.
 type transport struct {
 	id    TransportID
 	nc    net.Conn
 	b     Binding
 	first *wire.Packet
 	br    *bufio.Reader
-	queue chan *wire.Packet // closed by Run's goroutine: close the transport when empty
-	gone  chan struct{}     // closed when both goroutines have ended
-	loops atomic.Int32      // how many of them have not
-	cut   bool              // queue is closed
-	last  *time.Timer       // set before the queue is closed: closes nc if that takes too long
+	out   outbox
+	gone  chan struct{} // closed when nothing is read any more and nc is closed
+	ends  atomic.Int32  // how many of the two are not
+	cut   bool          // out is finished, or lingers
+	last  *time.Timer   // set before the queue is closed: closes nc if that takes too long
 }
 
 // NewConn returns a Conn around m, which it owns from now on.
@@ -162,7 +162,7 @@ func (c *Conn) Do(ctx context.Context, ev Event) error {
 func (c *Conn) Attach(ctx context.Context, nc net.Conn, br *bufio.Reader, b Binding, first *wire.Packet) (<-chan struct{}, error) {
 	t := &transport{
 		id: TransportID(c.last.Add(1)), nc: nc, b: b, first: first, br: br,
-		queue: make(chan *wire.Packet, sendQueue), gone: make(chan struct{}),
+		gone: make(chan struct{}),
 	}
 	if err := c.put(ctx, input{attach: t}); err != nil {
 		nc.Close()
@@ -218,18 +218,18 @@ func (c *Conn) take(in input) {
 // begin starts the goroutines of a transport and tells the machine of it.
 func (c *Conn) begin(t *transport) {
 	c.transports[t.id] = t
-	t.loops.Store(2)
+	t.ends.Store(2)
+	t.out = outbox{nc: t.nc, spawn: c.wg.Go, ended: t.ended}
 	c.wg.Go(func() { defer t.ended(); c.readLoop(t) })
-	c.wg.Go(func() { defer t.ended(); c.writeLoop(t) })
 	c.step(Attached{t.id, t.b, t.first != nil && t.b.Since.Before(c.lost)})
 	if t.first != nil {
 		c.step(Received{t.id, t.first})
 	}
 }
 
-// ended notes the end of one of the two goroutines.
+// ended notes the end of reading, or of nc.
 func (t *transport) ended() {
-	if t.loops.Add(-1) == 0 {
+	if t.ends.Add(-1) == 0 {
 		t.last.Stop()
 		close(t.gone)
 	}
@@ -335,9 +335,7 @@ func (c *Conn) send(a Send) {
 		return
 	}
 	c.log.Debug("message sent", event.KeyEvent, a.Packet.Message.Type().String())
-	select {
-	case t.queue <- a.Packet:
-	default:
+	if !t.out.push(a.Packet) {
 		c.drop(t.id, errSlowPeer)
 		t.last.Reset(0)
 	}
@@ -360,7 +358,7 @@ func (c *Conn) drop(id TransportID, err error) {
 		return
 	}
 	t.last = time.AfterFunc(writeTimeout, func() { t.nc.Close() })
-	close(t.queue)
+	t.out.finish()
 }
 
 // cutAll takes every transport from the machine and closes it.
@@ -390,29 +388,6 @@ func (c *Conn) readLoop(t *transport) {
 		}
 		c.log.Debug("message received", event.KeyEvent, p.Message.Type().String())
 		c.post(input{ev: Received{t.id, p}})
-	}
-}
-
-// writeLoop writes what is queued; when the queue is closed it closes the
-// transport, which ends readLoop too.
-func (c *Conn) writeLoop(t *transport) {
-	defer t.nc.Close()
-	var b []byte
-	for p := range t.queue {
-		var err error
-		if b, err = p.Append(b[:0]); err == nil {
-			t.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
-			_, err = t.nc.Write(b)
-		}
-		if err != nil {
-			// A peer that closed may have said why just before: what lies
-			// there unread, a CDN or StopCCN, is read first, by readLoop, which
-			// then tells of the end.
-			t.nc.SetReadDeadline(time.Now().Add(lastWords))
-			for range t.queue { // until Run's goroutine has closed it
-			}
-			return
-		}
 	}
 }
 

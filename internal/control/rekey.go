@@ -119,7 +119,7 @@ func (c *Conn) linger(t *transport) {
 func (c *Conn) settle(id TransportID) {
 	if t := c.lingering[id]; t != nil {
 		delete(c.lingering, id)
-		close(t.queue)
+		t.out.finish()
 	}
 }
 

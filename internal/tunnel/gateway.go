@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,8 @@ type gateway struct {
 	registry *auth.Registry
 	tickets  *auth.Tickets // nil: it gives none
 	failed   chan error    // the listener is gone
+
+	shown atomic.Pointer[shownIdentity]
 
 	mu       sync.Mutex // guards everything below
 	networks []*network
@@ -213,9 +216,21 @@ func listenError(address string, err error) error {
 	return fmt.Errorf("gateway.listen %q: %w", address, err)
 }
 
+// shownIdentity is how the gateway shows itself while it has one certificate:
+// every connection has it, for life.
+type shownIdentity struct {
+	leaf *x509.Certificate
+	carrier.Identity
+}
+
 func (g *gateway) carrierIdentity() carrier.Identity {
 	id := g.registry.Identity()
-	return carrierIdentity(id, auth.VerifyNode(id.Deployment, g.registry.Revoked))
+	s := g.shown.Load()
+	if s == nil || s.leaf != id.Certificate {
+		s = &shownIdentity{id.Certificate, carrierIdentity(id, auth.VerifyNode(id.Deployment, g.registry.Revoked))}
+		g.shown.Store(s)
+	}
+	return s.Identity
 }
 
 // known reports whether a live or suspended session was last seen at a.
