@@ -38,6 +38,7 @@ type Ticket struct {
 	Addresses []netip.Addr
 	Advertise []netip.Prefix
 	Began     time.Time
+	Extended  time.Duration // of its life, by request
 	Resumes   uint64
 
 	RxBytes, TxBytes uint64 // when it was sealed

@@ -239,6 +239,7 @@ func (m *Machine) extended(ev Extended) {
 	s.Lifetime, s.Extended = ev.Lifetime, ev.By
 	m.answerChange(s, c.RequestID, &ev.Lifetime, nil)
 	m.do(SessionExtended{*s, c.RequestID})
+	m.ticketsDue(s)
 }
 
 // answerChange sends CHA.
@@ -269,5 +270,6 @@ func (m *Machine) changeAnswer(a *wire.ChangeAnswer) {
 		*s = s.with(o.Terms)
 		m.retime()
 		m.do(TermsChanged{*s, o.RequestID})
+		m.ticketsDue(s) // the one that the node has tells of the terms before
 	}
 }

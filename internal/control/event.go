@@ -196,6 +196,7 @@ type Grant struct {
 	// Of a session that is rebuilt: see ticket.go.
 	KeyEpoch uint32
 	Resumes  uint64
+	Extended time.Duration
 }
 
 // Timer names a timer of the machine. Arming one that runs starts it anew.

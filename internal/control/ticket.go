@@ -164,12 +164,16 @@ func (m *Machine) startOver(l *link, res wire.Result) bool {
 }
 
 // unclaim makes a session one that is to be claimed. What was open of a change
-// of keys is over; its epoch counts as used.
+// is over; the epoch of one of keys counts as used.
 func (m *Machine) unclaim(s *Session) {
 	s.ClaimEpoch = max(s.ClaimEpoch, s.KeyEpoch)
 	if !s.NextPresharedKey.IsZero() || !s.OfferSecret.IsZero() {
 		s.ClaimEpoch, s.OfferSecret = max(s.ClaimEpoch, s.KeyEpoch+1), secret.Value{}
 		m.rekeyFailed(s, wire.Result{Code: wire.CDNCarrierLost}, false)
+	}
+	if o := s.Offer; o != nil {
+		s.Offer = nil
+		m.do(ChangeRefused{m.view(s), *o, wire.Result{Code: wire.CDNCarrierLost}, false})
 	}
 	s.State, s.RemoteID, s.Rebuild, s.Claim = session.Idle, 0, true, secret.Value{}
 	m.dirty = true

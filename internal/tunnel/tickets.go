@@ -102,7 +102,7 @@ func (p *peerConn) Ticket(s control.Session) []byte {
 	c := g.countersLocked(mb)
 	b, err := g.tickets.Seal(p.nodeID, auth.Ticket{
 		Until: until, Session: s.ID, Network: s.Network, Owner: p.node, PeerKey: s.PeerKey, KeyEpoch: s.KeyEpoch,
-		Addresses: s.Addresses, Advertise: s.Advertise, Began: s.Began, Resumes: s.Resumes, RxBytes: c.RxBytes, TxBytes: c.TxBytes,
+		Addresses: s.Addresses, Advertise: s.Advertise, Began: s.Began, Extended: s.Extended, Resumes: s.Resumes, RxBytes: c.RxBytes, TxBytes: c.TxBytes,
 	})
 	if err != nil {
 		g.m.log.Error("no ticket for the session", event.KeySession, s.ID, event.KeyErr, err)
@@ -162,7 +162,8 @@ func (p *peerConn) rebuild(q *wire.ICRQ) (control.Grant, *wire.Result) {
 	}
 	g.rebuilding[t.Session] = rebuilding{t, q.Ticket}
 	grant := n.grantOf(t.Session, t.Addresses)
-	grant.Began, grant.KeyEpoch, grant.Resumes = t.Began, q.KeyEpoch, t.Resumes+1
+	grant.Began, grant.KeyEpoch, grant.Resumes, grant.Extended = t.Began, q.KeyEpoch, t.Resumes+1, t.Extended
+	grant.Lifetime = n.lifetimeIn(t)
 	if a := &grant.Lifetime.Absolute; *a > 0 {
 		*a = max(time.Second, *a-life.WallSince(t.Began, time.Now()))
 	}
@@ -202,10 +203,15 @@ func (g *gateway) mayRebuildLocked(n *network, p *peerConn, q *wire.ICRQ, t auth
 			return refusal(wire.CauseTicketOld, "the node has begun another session since")
 		}
 	}
-	if a := n.cfg.Timers.Absolute; a > 0 && life.WallSince(t.Began, time.Now()) >= a {
+	if a := n.lifetimeIn(t).Absolute; a > 0 && life.WallSince(t.Began, time.Now()) >= a {
 		return refusal(wire.CauseAbsolute, "")
 	}
 	return nil
+}
+
+// lifetimeIn is what ends the session of a ticket.
+func (n *network) lifetimeIn(t auth.Ticket) wire.Lifetime {
+	return n.lifetimeOf(control.Session{Life: control.Life{Extended: t.Extended}})
 }
 
 // rebuiltLocked completes a session that is set up by its ticket, which is used
