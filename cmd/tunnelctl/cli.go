@@ -79,7 +79,7 @@ func newRoot(c *cli, env func(string) string) *cobra.Command {
 	node.Short = "list or revoke nodes"
 	node.AddCommand(newNodeList(c), newNodeRevoke(c))
 	root.AddCommand(
-		newInvite(c), newJoin(c), newUp(c), newDown(c), newSuspend(c), newResume(c), newExtend(c), newLeave(c), newStatus(c),
+		newInvite(c), newJoin(c), newUp(c), newDown(c), newSuspend(c), newResume(c), newExtend(c), newLeave(c), newDrain(c), newStatus(c),
 		newSessions(c), session, node, newEvents(c), newVersion(c),
 	)
 	return root

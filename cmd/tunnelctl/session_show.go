@@ -54,6 +54,7 @@ var verbs = map[string]string{
 	"session-extended":    "extended",
 	"session-changed":     "changed",
 	"change-refused":      "not changed",
+	"session-rebuilt":     "rebuilt",
 	"session-held":        "held by suspend",
 	"session-released":    "released by resume",
 	"rekey-failed":        "not rekeyed",

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,8 +44,19 @@ func (c *cli) showStatus(s api.Status) error {
 			return err
 		}
 	}
+	if d := s.Drain; d != nil {
+		where := "other gateways of theirs"
+		if len(d.To) > 0 {
+			where = strings.Join(d.To, ", ")
+		}
+		fmt.Fprintf(c.out, "\ndraining since %s: nodes go to %s, %d sessions are left\n", stamp(&d.Since), printable(where), d.Sessions)
+	}
 	for _, p := range s.Problems {
-		fmt.Fprintf(c.out, "\nproblem on %s: %s\n  mended by: %s\n", printable(p.Interface), printable(p.What), printable(p.Mend))
+		where := ""
+		if p.Interface != "" {
+			where = " on " + printable(p.Interface)
+		}
+		fmt.Fprintf(c.out, "\nproblem%s: %s\n  mended by: %s\n", where, printable(p.What), printable(p.Mend))
 	}
 	if len(s.Tunnels)+len(s.Networks) == 0 {
 		c.hint("no tunnel yet: ask the gateway's administrator for an invite code and give it to `tunnelctl join -`")
@@ -73,8 +85,20 @@ func (c *cli) tunnelRows(t api.Tunnel) (rows [][]string) {
 	add("refused routes", list(t.RefusedRoutes))
 	add("advertises", list(t.Advertise))
 	add("expires", stamp(t.ExpiresAt))
+	add("leaves", leavingOf(t.Leaving))
 	add("last error", word(t.LastError))
 	return rows
+}
+
+// leavingOf tells what is done about a gateway that is about to go.
+func leavingOf(l *api.Leaving) string {
+	switch {
+	case l == nil:
+		return ""
+	case l.To == nil:
+		return "no other gateway: waits for this one, which is about to go"
+	}
+	return "for " + *l.To + " at " + stamp(l.At)
 }
 
 // controlOf tells of the control connection: state, since when, resumes.

@@ -19,6 +19,7 @@ on a gateway
   invite NODE                 print an invite code for a node
   node list                   the nodes that were invited
   node revoke NODE            end a node's rights and its sessions
+  drain                       have the nodes leave this gateway
   sessions                    the sessions of this gateway
   session show ID             one session and what happened to it
   session kill ID             close a session
@@ -125,6 +126,21 @@ const leaveUsage = `
 usage: tunnelctl leave TUNNEL
 
 Closes the tunnel's session and forgets a tunnel that "tunnelctl join" wrote.
+`
+
+const drainUsage = `
+usage: tunnelctl drain [--to HOST:PORT]... [--over DURATION]
+       tunnelctl drain --cancel
+
+Announces that this gateway goes: nothing new begins here, and each node is told
+when to leave, one after the other. A node goes to a gateway named by --to if
+its tunnel has it in "gateways", without --to to any other that it has; one
+that has no other keeps its session and waits. "tunnelctl status" shows how many
+sessions are left. A restart of the daemon ends it as --cancel does.
+
+  --to HOST:PORT    a gateway to go to; may be repeated
+  --over DURATION   in which all are to leave; default 30s
+  --cancel          the gateway stays after all
 `
 
 const statusUsage = `

@@ -162,6 +162,12 @@ func (c *Client) Resume(ctx context.Context, tunnel string) error {
 	return err
 }
 
+// Drain announces that the gateway goes, or stays.
+func (c *Client) Drain(ctx context.Context, req DrainRequest) error {
+	_, err := change[done](ctx, c, "/v1/drain", req, answerTimeout)
+	return err
+}
+
 // Extend asks for a longer life of a tunnel's session.
 func (c *Client) Extend(ctx context.Context, tunnel string, by time.Duration) (Tunnel, error) {
 	return change[Tunnel](ctx, c, "/v1/extend", ExtendRequest{Tunnel: tunnel, ByMillis: by.Milliseconds()}, answerTimeout)

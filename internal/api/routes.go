@@ -30,6 +30,7 @@ func routes() []route {
 		{"invite", http.MethodPost, "/v1/invite", administer, once(write(invite))},
 		{"node list", http.MethodGet, "/v1/node/list", look, read(nodeList)},
 		{"node revoke", http.MethodPost, "/v1/node/revoke", administer, once(write(nodeRevoke))},
+		{"drain", http.MethodPost, "/v1/drain", administer, once(write(drain))},
 		{"join", http.MethodPost, "/v1/join", administer, once(write(join))},
 		{"up", http.MethodPost, "/v1/up", use, write(up)},
 		{"down", http.MethodPost, "/v1/down", use, once(write(down))},
@@ -89,6 +90,16 @@ func nodeRevoke(ctx context.Context, m Manager, req RevokeRequest) (done, error)
 		return done{}, missing("node")
 	}
 	return done{}, m.RevokeNode(ctx, req.Node)
+}
+
+// maxDrain bounds how long a drain may take.
+const maxDrain = 24 * time.Hour
+
+func drain(ctx context.Context, m Manager, req DrainRequest) (done, error) {
+	if req.OverMillis < 0 || req.OverMillis > maxDrain.Milliseconds() {
+		return done{}, usagef("over_ms is %d, want 0 to %d", req.OverMillis, maxDrain.Milliseconds())
+	}
+	return done{}, m.Drain(ctx, req)
 }
 
 func join(ctx context.Context, m Manager, req JoinRequest) (JoinReply, error) {

@@ -21,6 +21,7 @@ var classes = map[string]class{
 	"session kill": administer,
 	"invite":       administer,
 	"node revoke":  administer,
+	"drain":        administer,
 	"join":         administer,
 	"leave":        administer,
 }

@@ -19,6 +19,9 @@ type Manager interface {
 	Invite(ctx context.Context, req InviteRequest) (InviteReply, error)
 	Nodes(ctx context.Context) ([]Node, error)
 	RevokeNode(ctx context.Context, name string) error
+	// Drain has every node leave this gateway, in order, and refuses what is
+	// new, until it is cancelled or the daemon ends.
+	Drain(ctx context.Context, req DrainRequest) error
 
 	Join(ctx context.Context, req JoinRequest) (JoinReply, error)
 	// Up starts a tunnel and, with a wait above zero, returns when its
@@ -77,6 +80,7 @@ type Status struct {
 	Tunnels  []Tunnel  `json:"tunnels"`
 	Networks []Network `json:"networks"`
 	Problems []Problem `json:"problems"`
+	Drain    *Drain    `json:"drain"` // null: this node is no gateway, or stays
 }
 
 // Tunnel is one tunnel this node dials.
@@ -110,6 +114,24 @@ type Tunnel struct {
 	// moves it.
 	ExpiresAt *time.Time `json:"expires_at"`
 	Held      bool       `json:"held"` // by `suspend`, until `resume`
+	// Leaving is what this node does about a gateway that is about to go; null
+	// when it stays.
+	Leaving *Leaving `json:"leaving"`
+}
+
+// Leaving is when a tunnel moves to another gateway; To null: it has no other and
+// waits for this one.
+type Leaving struct {
+	To *string    `json:"to"`
+	At *time.Time `json:"at"`
+}
+
+// Drain is a gateway that is about to go: since when, where it sends its nodes
+// (empty: to whatever other gateway each has), and how many sessions it has left.
+type Drain struct {
+	Since    time.Time `json:"since"`
+	To       []string  `json:"to"`
+	Sessions int       `json:"sessions"`
 }
 
 // Network is one network this gateway offers.
@@ -244,6 +266,14 @@ type ExtendRequest struct {
 type KillRequest struct {
 	Session string `json:"session"`
 	Reason  string `json:"reason"`
+}
+
+// DrainRequest announces that a gateway goes, within OverMillis, or with Cancel
+// that it stays.
+type DrainRequest struct {
+	To         []string `json:"to"` // HOST:PORT of the gateways to go to; empty: whatever other each node has
+	OverMillis int64    `json:"over_ms"`
+	Cancel     bool     `json:"cancel"`
 }
 
 // RevokeRequest ends a node's rights and its sessions.

@@ -419,9 +419,11 @@ func (c *Conn) disarmAll() {
 
 // Refuse answers the SCCRQ of a transport that no connection takes, and closes
 // the transport.
-func Refuse(nc net.Conn, q *wire.SCCRQ, res wire.Result) {
+//
+// gateways are those to be tried instead, if the result says so.
+func Refuse(nc net.Conn, q *wire.SCCRQ, res wire.Result, gateways ...string) {
 	defer nc.Close()
-	p := &wire.Packet{ConnID: q.AssignedID, Nr: 1, Message: &wire.StopCCN{Result: res}}
+	p := &wire.Packet{ConnID: q.AssignedID, Nr: 1, Message: &wire.StopCCN{Result: res, Gateways: gateways}}
 	if b, err := p.Append(nil); err == nil {
 		nc.SetWriteDeadline(time.Now().Add(writeTimeout))
 		nc.Write(b)

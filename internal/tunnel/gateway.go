@@ -51,6 +51,7 @@ type gateway struct {
 	gone     []session.ID             // closed since the counters were last written
 
 	rebuilding map[session.ID]rebuilding
+	drain      *draining // nil: it stays
 }
 
 // newGateway restores networks, sessions and connections from the store.
@@ -295,6 +296,10 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		return
 	}
 	c.SetReadDeadline(time.Time{})
+	if d := g.drains(); d != nil && q.Recovery == nil {
+		control.Refuse(nc, q, d.elsewhere(wire.StopError), d.to...)
+		return
+	}
 	p := g.connFor(ctx, q, peer)
 	if p == nil {
 		control.Refuse(nc, q, noConnection(q))

@@ -39,6 +39,9 @@ type link struct {
 	local    string // our address towards it
 	pace     control.Pace
 	later    time.Time // no dial before, unless something changed
+	leave    *leaving  // the gateway is about to go; nil: it stays
+	prefer   string    // the gateway to be tried first, which another one named
+	hops     int       // sent on in a row
 	running  bool
 	renewing *renewal
 	provenAt life.Instant // when a transport came to carry the connection last; 0: not in this process
@@ -204,10 +207,17 @@ func (l *link) once(ctx context.Context) time.Duration {
 	if conn != nil && !wanted && l.finish(ctx, conn) {
 		return idleWait
 	}
+	to, wait := l.dueToLeave()
+	if to != "" {
+		return l.move(ctx, to)
+	}
 	if up && !redial {
-		return l.ask(ctx, conn)
+		return min(wait, l.ask(ctx, conn))
 	}
 	if later > 0 {
+		l.m.mu.Lock()
+		defer l.m.mu.Unlock()
+		l.redial = l.redial || redial
 		return later
 	}
 	if err := l.dial(ctx); err != nil {
@@ -365,20 +375,39 @@ func (l *link) dial(ctx context.Context) error {
 	}
 	l.m.mu.Unlock()
 	var errs []error
-	for _, address := range l.gateways {
-		err := l.dialOne(ctx, address)
+	var tried []string
+	for {
+		l.m.mu.Lock()
+		address := l.nextLocked(tried)
+		l.m.mu.Unlock()
+		if address == "" {
+			return errors.Join(errs...)
+		}
+		tried = append(tried, address)
+		t, err := l.reach(ctx, address)
+		if err == nil {
+			err = l.carry(ctx, address, t)
+		}
 		if err == nil {
 			return nil
 		}
 		errs = append(errs, fmt.Errorf("gateway %s: %w", address, err))
 	}
-	return errors.Join(errs...)
 }
 
-func (l *link) dialOne(ctx context.Context, address string) error {
+// reached is a transport to a gateway whose certificate is right.
+type reached struct {
+	carrier.Conn
+	id     auth.Identity
+	peer   auth.Peer
+	remote netip.AddrPort
+}
+
+// reach makes a transport to the gateway that must answer at an address.
+func (l *link) reach(ctx context.Context, address string) (*reached, error) {
 	gw, id, err := l.m.whoAnswers(address)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d := carrier.Dialer{
 		Identity: carrierIdentity(id, auth.VerifyGateway(gw.Deployment, gw.ID)),
@@ -386,19 +415,24 @@ func (l *link) dialOne(ctx context.Context, address string) error {
 	}
 	c, err := d.Dial(ctx, address)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	peer, err := auth.ParseCertificate(c.Peer())
 	if err != nil {
 		c.Close()
-		return err
+		return nil, err
 	}
 	remote, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
 		c.Close()
-		return err
+		return nil, err
 	}
-	conn, err := l.connection(ctx, endpointOf(remote))
+	return &reached{c, id, peer, remote}, nil
+}
+
+// carry gives the link's connection a transport.
+func (l *link) carry(ctx context.Context, address string, c *reached) error {
+	conn, err := l.connection(ctx, endpointOf(c.remote))
 	if err != nil {
 		c.Close()
 		return err
@@ -406,8 +440,8 @@ func (l *link) dialOne(ctx context.Context, address string) error {
 	l.m.mu.Lock()
 	l.lastErr, l.reached, l.local = nil, address, c.LocalAddr().String()
 	l.m.mu.Unlock()
-	nc := counted{l.m.tracer.conn(c, true), &l.octets}
-	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, id, peer), nil)
+	nc := counted{l.m.tracer.conn(c.Conn, true), &l.octets}
+	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, c.id, c.peer), nil)
 	if err != nil {
 		return err
 	}
@@ -494,6 +528,7 @@ func (l *link) isUp() bool {
 	defer l.m.mu.Unlock()
 	if l.up {
 		l.pace.Forget()
+		l.hops, l.prefer = 0, ""
 	}
 	return l.up
 }

@@ -94,6 +94,10 @@ func (c *linkConn) Notify(a control.Action) {
 		c.l.pace.Told(a.Spread)
 	case control.AttemptFailed:
 		c.l.lastErr = a.Err
+	case control.GatewayDrains:
+		c.l.drainsLocked(a)
+	case control.Retargeted:
+		c.l.retargetedLocked(a.Gateways)
 	case control.RebuildRefused:
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.rebuildRefusedLocked(a.Result)
@@ -179,6 +183,9 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 func (c *linkConn) resumed(peerRestarted bool) {
 	c.l.up, c.l.lastErr = true, nil
 	c.l.renewedTransportLocked()
+	if peerRestarted { // it has forgotten that it was about to go
+		c.l.leave = nil
+	}
 	for _, t := range c.l.tunnels {
 		if t.session == nil || t.dev == nil {
 			continue
@@ -209,7 +216,7 @@ func (c *linkConn) setStates(to session.State, e event.Event) {
 // the tunnels to say.
 func (c *linkConn) ended(a control.Ended) {
 	c.l.up = false
-	c.l.conn = nil
+	c.l.conn, c.l.leave = nil, nil
 	why := a.Err
 	if why == nil {
 		why = errors.New(a.Result.Describe(wire.TypeStopCCN))

@@ -286,6 +286,9 @@ func (p *peerConn) proven(restarted bool) {
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	p.provenAt = bootNow()
+	if p.g.drain != nil {
+		p.tellDrainLater()
+	}
 	for _, mb := range p.g.members.byConn.list(p) {
 		mb.life.Proven, mb.life.GraceTo = p.provenAt, 0
 		mb.deadline()

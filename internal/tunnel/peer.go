@@ -31,6 +31,7 @@ type peerConn struct {
 
 	serial     uint64         // of revocations, when its rights were last looked at
 	journalled []session.ID   // sessions in the record as it is on disk
+	leaveAt    time.Time      // when its node should leave a gateway that goes; gateway.mu guards it
 	restored   *time.Duration // what is left of the grace, of one that was restored
 	orphans    []uint32       // sessions to be closed when it is launched
 	at         netip.Addr     // where its node was last; gateway.mu guards it
@@ -164,6 +165,10 @@ func (p *peerConn) grant(n *network, q *wire.ICRQ) (control.Grant, *wire.Result)
 	p.serial = serial
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.drain != nil {
+		r := g.drain.elsewhere(wire.CDNNoFacilities)
+		return control.Grant{}, &r
+	}
 	if r := n.admitLocked(p, q, networks, advertise); r != nil {
 		return control.Grant{}, r
 	}

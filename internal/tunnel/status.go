@@ -41,6 +41,9 @@ func (m *Manager) Status(context.Context) (api.Status, error) {
 			forwarding = append(forwarding, n.ifname)
 		}
 		g.mu.Unlock()
+		g.mu.Lock()
+		st.Drain = g.drainView()
+		g.mu.Unlock()
 		if g.registry.BookLost() {
 			st.Problems = append(st.Problems, g.lostBook())
 		}
@@ -63,6 +66,7 @@ func (t *dialled) view() api.Tunnel {
 		Name: t.cfg.Name, State: t.shownLocked().String(), Held: t.saved.Held, Addresses: []netip.Addr{}, Since: &t.since, Enabled: !t.saved.Down,
 		Routes: []netip.Prefix{}, RefusedRoutes: notNil(t.refused), Advertise: notNil(t.cfg.Advertise),
 		Interface: maybe(t.ifname), Gateway: maybe(cmp.Or(t.link.reached, t.cfg.Gateways[0])), LastError: maybeError(t.lastErr),
+		Leaving: t.link.leave.view(),
 	}
 	since := t.since
 	v.Since = &since

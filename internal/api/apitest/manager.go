@@ -231,6 +231,12 @@ func (m *Manager) RevokeNode(ctx context.Context, name string) error {
 	return nil
 }
 
+// Drain succeeds.
+func (m *Manager) Drain(_ context.Context, req api.DrainRequest) error {
+	m.note("drain to %q over %v cancel %v", req.To, time.Duration(req.OverMillis)*time.Millisecond, req.Cancel)
+	return nil
+}
+
 // Join accepts codes that begin with tnl1-.
 func (m *Manager) Join(ctx context.Context, req api.JoinRequest) (api.JoinReply, error) {
 	m.note("join %s as %q interface %q", req.Code, req.As, req.Interface)
