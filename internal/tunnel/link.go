@@ -211,13 +211,15 @@ func (l *link) once(ctx context.Context) time.Duration {
 	if to != "" {
 		return l.move(ctx, to)
 	}
+	if up && redial && later > 0 { // it is not forgotten, and nothing else waits for it
+		l.m.mu.Lock()
+		l.redial, redial, wait = true, false, min(wait, later)
+		l.m.mu.Unlock()
+	}
 	if up && !redial {
 		return min(wait, l.ask(ctx, conn))
 	}
 	if later > 0 {
-		l.m.mu.Lock()
-		defer l.m.mu.Unlock()
-		l.redial = l.redial || redial
 		return later
 	}
 	if err := l.dial(ctx); err != nil {
