@@ -12,6 +12,7 @@ import (
 
 	"tunneld/internal/api"
 	"tunneld/internal/config"
+	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel"
 	"tunneld/internal/tunnel/engine"
@@ -44,7 +45,7 @@ func (a *assembly) Run(ctx context.Context) error {
 
 // newDaemon builds the parts and joins them; trace is the file for control
 // messages, "" for none. What it returns must be run, which closes the parts.
-func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err error) {
+func newDaemon(cfg config.Config, trace string, heir *inheritance, log *slog.Logger) (_ daemon, err error) {
 	var made parts
 	defer func() {
 		if err != nil {
@@ -82,12 +83,14 @@ func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err
 	if err != nil {
 		return nil, err
 	}
-	e, err := newEngine(cfg.Data.Engine, listen, log)
-	if err != nil {
+	if cfg.Data.Engine == config.EngineReference {
+		heir.refuse() // its keypairs end with the process
+	}
+	o.Store, o.Listen, o.HandOver = st, heir.listen, heir.store != nil
+	if o.Engine, err = newEngine(cfg.Data, listen, st.ID(), heir, log); err != nil {
 		return nil, err
 	}
-	made = append(made, e)
-	o.Store, o.Engine = st, e
+	made = append(made, o.Engine)
 	m, err := tunnel.New(o)
 	if err != nil {
 		return nil, err
@@ -96,11 +99,20 @@ func newDaemon(cfg config.Config, trace string, log *slog.Logger) (_ daemon, err
 }
 
 // newEngine makes the data plane that the configuration names.
-func newEngine(name string, listen netip.AddrPort, log *slog.Logger) (engine.Engine, error) {
-	if name == config.EngineReference {
+func newEngine(c config.Data, listen netip.AddrPort, journal session.ID, heir *inheritance, log *slog.Logger) (engine.Engine, error) {
+	if c.Engine == config.EngineReference {
 		return reference.New(reference.Config{Listen: listen, Mark: host.Mark, Log: log})
 	}
-	return native.New(native.Config{Listen: listen, Mark: host.Mark, Log: log})
+	n := native.Config{Listen: listen, Mark: host.Mark, Journal: journal, AllowSwap: c.AllowSwap, Log: log}
+	if heir.store == nil {
+		return native.New(n)
+	}
+	n.Keeper, n.Inherited = heir.store, heir.engines()
+	e, err := native.New(n)
+	if err != nil {
+		return nil, err
+	}
+	return handingOver{e}, nil
 }
 
 // openKept opens one of the stores outside the state directory.
@@ -112,6 +124,11 @@ func openKept(dir, name string, made *parts) (store.Store, error) {
 	*made = append(*made, st)
 	return st, nil
 }
+
+// handingOver is an engine whose end is a hand-over to the next process.
+type handingOver struct{ *native.Engine }
+
+func (h handingOver) Close() error { return h.HandOver() }
 
 // listenAddr is where the data plane listens: where the gateway does, or for a
 // plain node on any port.

@@ -76,7 +76,11 @@ func (c *cli) run(ctx context.Context, file, trace string, log *slog.Logger) err
 		return err
 	}
 	defer l.Close()
-	d, err := newDaemon(cfg, trace, log)
+	heir, err := inherit(c.env, os.Getpid(), log)
+	if err != nil {
+		return err
+	}
+	d, err := newDaemon(cfg, trace, heir, log)
 	if err != nil {
 		return err
 	}

@@ -104,6 +104,8 @@ type Data struct {
 	// How often a node changes the keys of what it dialled.
 	Rekey  time.Duration // of the data
 	Redial time.Duration // of control, by a new transport beside the old one
+
+	AllowSwap bool // keys may lie in memory that a swap could take in
 }
 
 // Default returns what stands where the file says nothing.
@@ -181,6 +183,7 @@ func (d *decoder) config(top *table) Config {
 		t.integer("mtu", &c.Data.MTU)
 		t.duration("rekey", &c.Data.Rekey)
 		t.duration("redial", &c.Data.Redial)
+		t.boolean("allow_swap", &c.Data.AllowSwap)
 		t.end()
 	}
 	top.end()
@@ -237,7 +240,7 @@ var sections = map[string][]string{
 	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "timers"},
 	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend"},
 	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},
-	"[data]":           {"engine", "mtu", "rekey", "redial"},
+	"[data]":           {"engine", "mtu", "rekey", "redial", "allow_swap"},
 }
 
 // home returns the section in which key is at home, if there is exactly one.

@@ -117,7 +117,7 @@ func TestEveryKey(t *testing.T) {
 			},
 			{Name: "none", Gateways: []string{"[2001:db8::2]:443"}, Network: "none", Auto: true, AcceptRoutes: []netip.Prefix{}},
 		},
-		Data: Data{Engine: "reference", MTU: 1380, Rekey: 30 * time.Minute, Redial: 2 * time.Hour},
+		Data: Data{Engine: "reference", MTU: 1380, Rekey: 30 * time.Minute, Redial: 2 * time.Hour, AllowSwap: true},
 		file: "test.toml",
 	}
 	if !reflect.DeepEqual(got, want) {

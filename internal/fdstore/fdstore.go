@@ -47,8 +47,13 @@ func Given(env func(string) string, pid int) ([]File, error) {
 // goroutine.
 type Store struct{ to unix.Sockaddr }
 
-// Open finds the store of this service; nil if nobody who has one started us.
+// Open finds the store of this service; nil if it has none. FDSTORE says how
+// much room there is; systemd sets it from version 254 on, before that the unit
+// has to.
 func Open(env func(string) string) *Store {
+	if room, err := strconv.Atoi(env("FDSTORE")); err != nil || room <= 0 {
+		return nil
+	}
 	path := env("NOTIFY_SOCKET")
 	if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@") { // "@": abstract, as x/sys writes it too
 		return nil

@@ -43,8 +43,10 @@ func TestGiven(t *testing.T) {
 
 // TestStore has a socket in the manager's place.
 func TestStore(t *testing.T) {
-	if s := Open(environment()); s != nil {
-		t.Errorf("without a manager: %v, want none", s)
+	for _, env := range [][]string{nil, {"FDSTORE", "8"}, {"NOTIFY_SOCKET", "/x"}, {"FDSTORE", "0", "NOTIFY_SOCKET", "/x"}} {
+		if s := Open(environment(env...)); s != nil {
+			t.Errorf("with %v: %v, want no store", env, s)
+		}
 	}
 	path := filepath.Join(t.TempDir(), "notify")
 	manager, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -52,7 +54,7 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(manager)
-	s := Open(environment("NOTIFY_SOCKET", path))
+	s := Open(environment("FDSTORE", "8", "NOTIFY_SOCKET", path))
 	if err := s.Forget("memory"); err == nil {
 		t.Error("no error without anybody at the socket")
 	}

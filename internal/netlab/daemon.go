@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"tunneld/internal/netlab/keeper"
 )
 
 // Environment variables with binaries to use instead of building them.
@@ -56,8 +58,9 @@ type Daemon struct {
 	args []string
 
 	// mu guards everything below.
-	mu   sync.Mutex
-	proc *Process
+	mu    sync.Mutex
+	proc  *Process
+	store *keeper.Manager // nil: what the process has ends with it
 }
 
 // Daemon names a node of the host, several of which may be there. Its
@@ -91,6 +94,14 @@ func (d *Daemon) Configure(text string) error {
 	return errors.Join(err, f.Close())
 }
 
+// KeepIn has the processes that are started from now on leave what they have
+// with a service manager, and the next go on with it.
+func (d *Daemon) KeepIn(store *keeper.Manager) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.store = store
+}
+
 // Start starts the process and does not wait for more; see [Daemon.WaitReady].
 func (d *Daemon) Start() error {
 	d.mu.Lock()
@@ -98,8 +109,19 @@ func (d *Daemon) Start() error {
 	if d.proc != nil && d.proc.Running() {
 		return fmt.Errorf("tunneld in %s runs already", d.dir)
 	}
-	args := append([]string{"run", "--config", filepath.Join(d.dir, "tunneld.toml")}, d.args...)
-	p, err := d.host.Start(filepath.Base(d.dir), d.bin.Tunneld, args...)
+	argv := append([]string{d.bin.Tunneld, "run", "--config", filepath.Join(d.dir, "tunneld.toml")}, d.args...)
+	var env []string
+	var files []*os.File
+	if d.store != nil {
+		var err error
+		if argv, env, files, err = d.store.Launch(argv...); err != nil {
+			return err
+		}
+	}
+	p, err := d.host.startWith(filepath.Base(d.dir), env, files, argv[0], argv[1:]...)
+	for _, f := range files {
+		f.Close()
+	}
 	if err == nil {
 		d.proc = p
 	}
@@ -159,6 +181,7 @@ type TunnelStatus struct {
 	Endpoint  string   `json:"endpoint"`
 	Interface string   `json:"interface"`
 	MTU       int      `json:"mtu"`
+	Handshake string   `json:"last_handshake_at"`
 	KeyEpoch  uint32   `json:"key_epoch"`
 	Resumes   uint64   `json:"resumes"`
 	RxBytes   uint64   `json:"rx_bytes"`

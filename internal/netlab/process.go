@@ -33,6 +33,11 @@ type Process struct {
 // terminal's interrupt reaches this process alone. name is the log's: lines of
 // an earlier process of the same name stay in it.
 func (h *Host) Start(name, path string, args ...string) (*Process, error) {
+	return h.startWith(name, nil, nil, path, args...)
+}
+
+// startWith is Start with more environment, and descriptors from 3 on.
+func (h *Host) startWith(name string, env []string, files []*os.File, path string, args ...string) (*Process, error) {
 	if h.isClosed() {
 		return nil, fmt.Errorf("host %s: start %s: %w", h.name, name, ErrClosed)
 	}
@@ -50,6 +55,7 @@ func (h *Host) Start(name, path string, args ...string) (*Process, error) {
 	p := &Process{host: h, name: name, done: make(chan struct{})}
 	p.cmd = command(context.Background(), path, args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Env, p.cmd.ExtraFiles = append(p.cmd.Environ(), env...), files
 	if err := h.onKeeper(p.cmd.Start); err != nil {
 		return nil, fmt.Errorf("host %s: start %s: %w", h.name, name, err)
 	}

@@ -15,6 +15,8 @@ import (
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/session"
 )
 
 // The two files of a state directory.
@@ -59,6 +61,7 @@ const sealedWord = "tunneld state"
 type Bolt struct {
 	path   string
 	db     *bbolt.DB
+	id     session.ID
 	sealer sealer
 
 	turns   chan *turn    // from Update to the committer
@@ -183,6 +186,7 @@ func (b *Bolt) prepare(dir string, steps []migration) error {
 	if b.sealer, err = newSealer(key); err != nil {
 		return err
 	}
+	b.id = journalID(key)
 	if format == 0 {
 		err = b.initialise(len(steps) + 1)
 	} else {
@@ -283,6 +287,9 @@ func (b *Bolt) initialise(format int) error {
 	}
 	return nil
 }
+
+// ID names this journal, among all there are.
+func (b *Bolt) ID() session.ID { return b.id }
 
 // View runs fn on the state as the last Update left it.
 func (b *Bolt) View(fn func(Tx) error) error {

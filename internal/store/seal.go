@@ -3,6 +3,7 @@ package store
 import (
 	"crypto/cipher"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"tunneld/internal/secret"
+	"tunneld/internal/session"
 )
 
 // sealVersion is the first octet of every sealed value, so that another way of
@@ -34,6 +36,14 @@ func newSealer(key secret.Value) (sealer, error) {
 		return sealer{}, fmt.Errorf("store: sealing key: %w", err)
 	}
 	return sealer{aead}, nil
+}
+
+// journalID derives a name from the sealing key, of which it tells nothing: a
+// journal has one for as long as it has that key.
+func journalID(key secret.Value) (id session.ID) {
+	sum := sha256.Sum256(append([]byte("tunneld journal id\x00"), key.Reveal()...))
+	copy(id[:], sum[:])
+	return id
 }
 
 // seal seals value for one place: it opens nowhere else.

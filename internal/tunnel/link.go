@@ -110,7 +110,8 @@ func (l *link) labelled(name string) *dialled {
 }
 
 // startTunnels puts back the data plane of sessions that outlived the last
-// process, each with a handshake at once, and starts the links.
+// process, each with a handshake at once if it has no keypair, and starts the
+// links.
 func (m *Manager) startTunnels(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -122,6 +123,9 @@ func (m *Manager) startTunnels(ctx context.Context) error {
 			t.lastErr = err
 			m.log.Error("session not restored", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 			continue
+		}
+		if !statsOf(t.dev, t.session.ID).LastHandshake.IsZero() {
+			continue // the engine goes on with the keypairs of the last process
 		}
 		if err := t.dev.Handshake(t.session.ID, false); err != nil {
 			m.log.Warn("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)

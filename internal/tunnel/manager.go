@@ -42,22 +42,26 @@ type Options struct {
 	// Listen opens the gateway's TCP listener; nil: net.Listen. Only a test
 	// or a process that was handed one sets it.
 	Listen func(address string) (net.Listener, error)
+	// HandOver says that the next process goes on with the interfaces: at the
+	// end they stay, with all that hangs on them.
+	HandOver bool
 }
 
 // Manager runs a daemon's networks and tunnels. Its methods may be called from
 // any goroutine; it implements api.Manager.
 type Manager struct {
-	cfg     config.Config
-	store   store.Store
-	engine  engine.Engine
-	host    host.Host
-	log     *slog.Logger
-	version api.Version
-	listen  func(string) (net.Listener, error)
-	tracer  *tracer // nil: no trace
-	keys    keyPolicy
-	keep    auth.Keep
-	rebuilt bool // the state directory was lost
+	cfg      config.Config
+	store    store.Store
+	engine   engine.Engine
+	host     host.Host
+	log      *slog.Logger
+	version  api.Version
+	listen   func(string) (net.Listener, error)
+	tracer   *tracer // nil: no trace
+	keys     keyPolicy
+	keep     auth.Keep
+	rebuilt  bool // the state directory was lost
+	handOver bool
 
 	bootID  session.ID
 	journal *journal
@@ -85,7 +89,7 @@ func New(o Options) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		cfg: o.Config, store: st, keep: o.Keep, rebuilt: rebuilt, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen,
+		cfg: o.Config, store: st, keep: o.Keep, rebuilt: rebuilt, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen, handOver: o.HandOver,
 		bootID: session.NewID(), journal: &journal{st}, links: map[string]*link{}, ready: make(chan struct{}),
 	}
 	if m.listen == nil {
@@ -151,6 +155,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err := m.startTunnels(ctx); err != nil {
 		return err
 	}
+	m.engine.Settled()
 	network, err := m.host.Fingerprint()
 	if err != nil {
 		return fmt.Errorf("the host's network cannot be looked at: %w", err)
@@ -200,14 +205,17 @@ func (m *Manager) closing(cancel context.CancelCauseFunc) {
 
 var errStopping = errors.New("tunnel: the daemon stops")
 
-// tearDown closes devices and takes our changes off the host. Sessions stay in
-// the journal.
+// tearDown closes devices and takes our changes off the host, unless the next
+// process goes on with them. Sessions stay in the journal.
 func (m *Manager) tearDown() {
 	m.saveCounters()
 	m.stories.write(context.Background())
 	if m.gateway != nil {
 		m.gateway.saveRests()
 		m.gateway.saveTickets(context.Background())
+	}
+	if m.handOver {
+		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -76,6 +76,10 @@ type Engine interface {
 	PathChanged()
 	// Events are what happened to the sessions of all devices.
 	Events() *Events
+	// Settled says that the control plane has added every session its journal
+	// names live. An engine that goes on with what the process before it left
+	// wipes the rest, and lets packets move; until then the kernel keeps them.
+	Settled()
 	// Close ends every device and waits for what they started.
 	Close() error
 }

@@ -24,6 +24,7 @@ type Fake struct {
 	port        uint16
 	devices     map[string]*Device
 	errs        map[string]error
+	settled     bool
 	pathChanges int
 	closed      bool
 	events      engine.Events
@@ -106,6 +107,20 @@ func (f *Fake) PathChanged() {
 
 // Events are those that Handshake, SetStats and Tell made.
 func (f *Fake) Events() *engine.Events { return &f.events }
+
+// Settled is remembered.
+func (f *Fake) Settled() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.settled = true
+}
+
+// HasSettled reports whether Settled was called.
+func (f *Fake) HasSettled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.settled
+}
 
 // Close closes every device.
 func (f *Fake) Close() error {

@@ -317,9 +317,6 @@ func (d *Device) Close() error { return d.end(false) }
 // end is Close, or part of a HandOver: then keys and interface stay.
 func (d *Device) end(handOver bool) error {
 	d.once.Do(func() {
-		if handOver {
-			d.tun.lengthen()
-		}
 		d.engine.forget(d)
 		d.bell.ring()
 		d.threads.Wait()

@@ -241,7 +241,10 @@ func (e *Engine) Open(c engine.DeviceConfig) (engine.Device, error) {
 		if t, err = openTUN(c, e.config.Queues, !e.config.NoOffload); err != nil {
 			return nil, err
 		}
-		e.legacy.keep(name, t.fds...)
+		if e.legacy.keeper != nil {
+			t.lengthen()
+			e.legacy.keep(name, t.fds...)
+		}
 	}
 	d, err := e.attachLocked(t, c.MTU)
 	if err != nil {

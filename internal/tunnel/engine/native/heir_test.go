@@ -3,7 +3,6 @@ package native
 import (
 	"bufio"
 	"encoding/gob"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,12 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"tunneld/internal/fdstore"
+	"tunneld/internal/netlab/keeper"
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
@@ -128,45 +125,26 @@ func (w *will) session() engine.Session {
 	return engine.Session{ID: w.ID, PeerKey: w.Peer, AllowedIPs: w.Allowed, Endpoint: w.Endpoint, Gate: engine.Open, Responder: !w.Dials}
 }
 
-// A warden is the service manager: it starts heirs, one after the other, and
+// A warden starts heirs, one after the other, as a service manager does that
 // keeps what they store.
 type warden struct {
-	t    *testing.T
-	path string
-	fd   int
-	log  *os.File
-	done chan struct{}
-
-	mu       sync.Mutex // guards everything below
-	kept     map[string][]int
-	barriers []chan struct{}
+	*keeper.Manager
+	t   *testing.T
+	log *os.File
 }
 
 func newWarden(t *testing.T) *warden {
 	t.Helper()
-	w := &warden{t: t, path: filepath.Join(t.TempDir(), "notify"), done: make(chan struct{}), kept: make(map[string][]int)}
-	var err error
-	if w.log, err = os.Create(filepath.Join(t.TempDir(), "log")); err != nil {
-		t.Fatal(err)
-	}
-	if w.fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		err = unix.Bind(w.fd, &unix.SockaddrUnix{Name: w.path})
-	}
+	m, err := keeper.New(filepath.Join(t.TempDir(), "notify"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	go w.run()
+	w := &warden{Manager: m, t: t}
+	if w.log, err = os.Create(filepath.Join(t.TempDir(), "log")); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		unix.Shutdown(w.fd, unix.SHUT_RDWR)
-		<-w.done
-		unix.Close(w.fd)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		for _, fds := range w.kept {
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
-		}
+		m.Close()
 		w.log.Close()
 		if log, _ := os.ReadFile(w.log.Name()); t.Failed() {
 			t.Logf("log of the heirs:\n%s", log)
@@ -175,86 +153,14 @@ func newWarden(t *testing.T) *warden {
 	return w
 }
 
-// run does what heirs ask for.
-func (w *warden) run() {
-	defer close(w.done)
-	b, control := make([]byte, 4096), make([]byte, 4096)
-	for {
-		n, c, _, _, err := unix.Recvmsg(w.fd, b, control, unix.MSG_CMSG_CLOEXEC)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || n == 0 {
-			return
-		}
-		var fds []int
-		if messages, err := unix.ParseSocketControlMessage(control[:c]); err == nil && len(messages) > 0 {
-			fds, _ = unix.ParseUnixRights(&messages[0])
-		}
-		name := ""
-		for line := range strings.Lines(string(b[:n])) {
-			if value, ok := strings.CutPrefix(strings.TrimSpace(line), "FDNAME="); ok {
-				name = value
-			}
-		}
-		w.mu.Lock()
-		switch message := string(b[:n]); {
-		case message == "BARRIER=1":
-			close(w.barriers[0])
-			w.barriers = w.barriers[1:]
-		case strings.HasPrefix(message, "FDSTOREREMOVE=1"):
-			for _, fd := range w.kept[name] {
-				unix.Close(fd)
-			}
-			delete(w.kept, name)
-		default:
-			w.kept[name] = append(w.kept[name], fds...)
-		}
-		w.mu.Unlock()
-	}
-}
-
-// catchUp waits until everything was done that heirs have asked for.
-func (w *warden) catchUp() {
+// names are those under which something is kept.
+func (w *warden) names() []string {
 	w.t.Helper()
-	done := make(chan struct{})
-	w.mu.Lock()
-	w.barriers = append(w.barriers, done)
-	w.mu.Unlock()
-	if err := unix.Sendto(w.fd, []byte("BARRIER=1"), 0, &unix.SockaddrUnix{Name: w.path}); err != nil {
+	names, err := w.Names()
+	if err != nil {
 		w.t.Fatal(err)
 	}
-	<-done
-}
-
-// names are those under which something is kept.
-func (w *warden) names() (names []string) {
-	w.t.Helper()
-	w.catchUp()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for name := range w.kept {
-		names = append(names, name)
-	}
 	return names
-}
-
-// copies are duplicates of what is kept, for one more process.
-func (w *warden) copies() (files []*os.File, names []string) {
-	w.t.Helper()
-	w.catchUp()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for name, fds := range w.kept {
-		for _, fd := range fds {
-			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			files, names = append(files, os.NewFile(uintptr(dup), name)), append(names, name)
-		}
-	}
-	return files, names
 }
 
 // An heirProcess is one heir at work.
@@ -265,17 +171,17 @@ type heirProcess struct {
 	out *bufio.Reader
 }
 
-// start starts an heir, in host if one is given.
+// start starts an heir; in is the command that leads to where it is to run.
 func (w *warden) start(will will, in ...string) *heirProcess {
 	w.t.Helper()
-	files, names := w.copies()
-	// The shell becomes the heir, and knows which process that will be.
-	args := append(in, "sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
-	h := &heirProcess{warden: w, cmd: exec.Command(args[0], args[1:]...)}
-	h.cmd.Env = append(os.Environ(), heirVariable+"=1", "NOTIFY_SOCKET="+w.path,
-		fmt.Sprint("LISTEN_FDS=", len(files)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	argv, env, files, err := w.Launch(os.Args[0])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	argv = append(in, argv...)
+	h := &heirProcess{warden: w, cmd: exec.Command(argv[0], argv[1:]...)}
+	h.cmd.Env = append(append(os.Environ(), heirVariable+"=1"), env...)
 	h.cmd.ExtraFiles, h.cmd.Stderr = files, w.log
-	var err error
 	if h.in, err = h.cmd.StdinPipe(); err != nil {
 		w.t.Fatal(err)
 	}
@@ -330,11 +236,4 @@ func (h *heirProcess) kill() {
 		h.cmd.Wait()
 	}
 	h.in.Close()
-}
-
-// keep gives the warden a descriptor of its own.
-func (w *warden) keep(name string, fd int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.kept[name] = append(w.kept[name], fd)
 }

@@ -364,10 +364,9 @@ func (e *Engine) wipe(finds []memfile.Find) {
 	}
 }
 
-// Settled says that the control plane has added every session that its journal
-// names live. What the process before this one left for others is wiped, and
-// packets move. An engine that took nothing over moves them from the start; one
-// that did settles by itself when nobody says so in time.
+// Settled implements [engine.Engine]. An engine that took nothing over moves
+// packets from the start; one that did settles by itself when nobody says so
+// in time.
 func (e *Engine) Settled() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

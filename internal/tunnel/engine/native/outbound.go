@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"sync"
 
 	"github.com/gaissmai/bart"
 	"golang.org/x/sys/unix"
@@ -56,7 +55,6 @@ func newOutbound(d *Device, queue int) *outbound {
 func (o *outbound) run() {
 	w := newWaiter(o.d.tun.fds[o.queue], o.d.bell)
 	defer o.d.engine.legacy.putBack(o.hand)
-	empty := sync.OnceFunc(o.d.tun.drained)
 	for {
 		err := o.batch()
 		switch {
@@ -65,7 +63,6 @@ func (o *outbound) run() {
 				return
 			}
 		case errors.Is(err, unix.EAGAIN):
-			empty()
 			if !w.wait() {
 				return
 			}

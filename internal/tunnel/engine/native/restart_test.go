@@ -210,7 +210,7 @@ func newFlow(t *testing.T, dials bool) *flow {
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20)
 	}
-	f.keep("loop", fds[1])
+	f.Keep("loop", fds[1])
 	t.Cleanup(func() { unix.Close(fds[0]) })
 	f.out, f.in = newStream(t, fds[0], f.other.host, 1, 2), newStream(t, f.other.host, fds[0], 2, 1)
 

@@ -27,9 +27,8 @@ const (
 type tunnel struct {
 	name string
 	fds  []int
-	tcp  atomic.Bool  // large TCP packets may be written
-	udp  atomic.Bool  // large UDP packets may be written
-	long atomic.Int32 // queues that are still to be drained after they were taken over
+	tcp  atomic.Bool // large TCP packets may be written
+	udp  atomic.Bool // large UDP packets may be written
 
 	// mu is held for reading by the threads of sockets while they write. The
 	// queues' own threads have ended when close is called.
@@ -90,37 +89,21 @@ func adoptTUN(c engine.DeviceConfig, fds []int, offload bool) (*tunnel, error) {
 		t.close()
 		return nil, err
 	}
-	t.long.Store(int32(len(fds)))
 	return t, nil
 }
 
-// Lengths of a TUN device's queues, in packets: what the kernel gives it, and
-// what holds nearly a second of 10,000 packets a second while nobody reads.
-const (
-	queueLen     = 500
-	longQueueLen = 8192
-)
+// keptQueueLen is the length, in packets, of the queues of a device that is to
+// outlive the process: 200 ms of 10,000 packets a second, while nobody reads.
+// The kernel gives 500. A longer queue is a slower one under a flood, and the
+// length cannot be changed when it is needed: for as long as that takes the
+// kernel, which may be 100 ms, it drops what comes.
+const keptQueueLen = 2048
 
-// lengthen makes room for what arrives while one process hands over to the
-// next. Where an administrator has chosen a length, it stays.
-func (t *tunnel) lengthen() { t.changeQueueLen(queueLen, longQueueLen) }
-
-// drained is told by the thread of a queue that the queue is empty. When the
-// last of them is, the length becomes what it was: a long queue is a slow one.
-func (t *tunnel) drained() {
-	if t.long.Add(-1) == 0 {
-		t.changeQueueLen(longQueueLen, queueLen)
-	}
-}
-
-// changeQueueLen changes the length of the queues if it is as expected. If it
-// cannot be done, more packets may be lost, or wait longer.
-func (t *tunnel) changeQueueLen(from, to uint32) {
+// lengthen gives a new device longer queues. Where it cannot be done a restart
+// loses more.
+func (t *tunnel) lengthen() {
 	_ = t.control(func(fd int, ifr *unix.Ifreq) error {
-		if err := unix.IoctlIfreq(fd, unix.SIOCGIFTXQLEN, ifr); err != nil || ifr.Uint32() != from {
-			return err
-		}
-		ifr.SetUint32(to)
+		ifr.SetUint32(keptQueueLen)
 		return unix.IoctlIfreq(fd, unix.SIOCSIFTXQLEN, ifr)
 	})
 }

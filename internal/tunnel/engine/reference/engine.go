@@ -49,6 +49,9 @@ type Engine struct {
 
 var _ engine.Engine = (*Engine)(nil)
 
+// Settled does nothing: this engine's keypairs end with the process.
+func (*Engine) Settled() {}
+
 // New binds the UDP port. Errors: [engine.ErrPortTaken] and, where the
 // mark may not be set or the port not be bound, [engine.ErrNotPermitted].
 func New(c Config) (*Engine, error) {
