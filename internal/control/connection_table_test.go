@@ -84,7 +84,7 @@ const (
 	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN TKT DRN CHO CHA unknown malformed lost"
 	onCur    = "SCCRQ SCCRP SCCCN StopCCN ahead repeat false-ack other-header " + anywhere
 	onNew    = "SCCRQ SCCRQ-version SCCRQ-kind SCCRQ-denied SCCRP SCCRP-version SCCRP-header SCCRP-proof SCCCN SCCCN-header StopCCN-retry StopCCN-reconnect StopCCN-give-up " + anywhere
-	local    = "setup hello grace attach open close stop routes hold lifetime trouble renew rekey confirm unconfirmed offer extend ticket rebuild drain save-failed authorized granted set-up signed armed changed extended ticketed"
+	local    = "setup hello grace attach open close stop routes hold lifetime stamp trouble renew rekey confirm unconfirmed offer extend ticket rebuild drain save-failed authorized granted set-up signed armed changed extended ticketed"
 )
 
 // on puts a prefix before each word.
@@ -202,7 +202,7 @@ func connectionRows() (rows []row) {
 	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "drain", "", nothing) // the gateway's to say
 	add(i, "established established+", "cur:CRP", "", "arm:hello CertificateRenewed save send:ACK@1")
 	add(i, "established established+", "open", "", "save send:ICRQ@1")
-	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "routes lifetime", "", nothing) // the gateway's to change
+	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "routes lifetime stamp", "", nothing) // the gateway's to change
 	add(i, "established established+", "hold", "", "save send:SLI@1")
 	add(i, "suspended suspended+", "hold", "", "save") // kept until a resume brings it over
 	add(i, "idle wait-ctl-reply closed", "hold", "", nothing)
@@ -269,9 +269,9 @@ func connectionRows() (rows []row) {
 	add(g, "established established+ established++", "drain", "", "send:DRN@1")
 	add(g, "idle idle+ wait-ctl-conn suspended suspended+ suspended++ closed", "drain", "", nothing) // told again after a resume
 	add(g, "established established+ established++", "cur:CRQ", "", "arm:hello ask:sign save send:CRP@1")
-	add(g, "established established+ established++", "routes lifetime", "", "save send:SLI@1")
-	add(g, "suspended suspended+ suspended++", "routes lifetime", "", "save") // kept until a resume brings them over
-	add(g, "idle idle+ wait-ctl-conn closed", "routes lifetime", "", nothing)
+	add(g, "established established+ established++", "routes lifetime stamp", "", "save send:SLI@1")
+	add(g, "suspended suspended+ suspended++", "routes lifetime stamp", "", "save") // kept until a resume brings them over
+	add(g, "idle idle+ wait-ctl-conn closed", "routes lifetime stamp", "", nothing)
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "hold", "", nothing) // the node's to ask for
 	add(g, "suspended suspended+ suspended++", "close", "", "SessionDown/3 save")
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "open", "", "SessionRefused/1")
@@ -443,6 +443,8 @@ func (p *pair) locally(s *side, event string) {
 		s.step(HoldSession{LocalID: id, Held: true})
 	case "lifetime":
 		s.step(ChangeLifetime{LocalID: id, Lifetime: wire.Lifetime{Idle: time.Minute}})
+	case "stamp":
+		s.step(TellStamp{LocalID: id, Stamp: wire.Stamp{1}})
 	case "trouble":
 		s.step(ReportTrouble{LocalID: id})
 	case "renew":

@@ -88,6 +88,9 @@ func merge(sli, older *wire.SLI) {
 	if sli.Lifetime == nil {
 		sli.Lifetime = older.Lifetime
 	}
+	if sli.Stamp == (wire.Stamp{}) {
+		sli.Stamp = older.Stamp
+	}
 }
 
 // lifeChanged takes from an SLI what it says of the session's life. The status

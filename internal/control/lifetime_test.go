@@ -85,3 +85,27 @@ func TestGrantTellsTheLifetime(t *testing.T) {
 		}
 	}
 }
+
+// TestStampIsTold: the node hears which stamp was accepted last, also when it
+// was told while nothing carried the connection, beside other changes.
+func TestStampIsTold(t *testing.T) {
+	p := established(t)
+	p.cut()
+	g := p.gateway.m.Sessions()[0].LocalID
+	want := wire.Stamp{0x40, 11: 7}
+	p.gateway.step(TellStamp{LocalID: g, Stamp: want})
+	p.gateway.step(ChangeLifetime{LocalID: g, Lifetime: wire.Lifetime{Idle: time.Second}})
+	var told []wire.Stamp
+	p.node.watch = func(_ Event, out []Action) {
+		for _, a := range out {
+			if a, ok := a.(StampTold); ok {
+				told = append(told, a.Stamp)
+			}
+		}
+	}
+	p.connect()
+	p.carry(-1)
+	if len(told) != 1 || told[0] != want {
+		t.Errorf("the node was told %x, want %x once", told, want)
+	}
+}

@@ -256,6 +256,8 @@ func (m *Machine) dispatch(ev Event) {
 		m.holdSession(ev)
 	case ChangeLifetime:
 		m.changeLifetime(ev)
+	case TellStamp:
+		m.tellStamp(ev)
 	case StartRekey:
 		m.startRekey(ev)
 	case ConfirmRekey:

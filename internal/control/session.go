@@ -331,15 +331,15 @@ func (m *Machine) closeSession(ev CloseSession) {
 	m.send(&wire.CDN{LocalID: s.LocalID, RemoteID: s.RemoteID, Result: ev.Result, Statistics: ev.Statistics, RequestID: request})
 }
 
-// sli takes a change in a live session. Routes and deadlines are a gateway's to
-// set.
+// sli takes a change in a live session. Routes, deadlines and stamps are a
+// gateway's to tell.
 func (m *Machine) sli(c *wire.SLI) {
 	s := m.named(c.LocalID, c.RemoteID)
 	if s == nil || s.State != session.Established {
 		return
 	}
-	if m.cfg.Role != Initiator && (c.HasRoutes || c.Lifetime != nil) {
-		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Cause: wire.CauseToken, Text: "routes and deadlines are the gateway's to set"})
+	if m.cfg.Role != Initiator && (c.HasRoutes || c.Lifetime != nil || c.Stamp != (wire.Stamp{})) {
+		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Cause: wire.CauseToken, Text: "routes, deadlines and stamps are the gateway's to tell"})
 		return
 	}
 	if c.HasRoutes {
@@ -348,6 +348,9 @@ func (m *Machine) sli(c *wire.SLI) {
 		m.do(RoutesChanged{*s, c.RequestID})
 	}
 	m.lifeChanged(s, c)
+	if c.Stamp != (wire.Stamp{}) {
+		m.do(StampTold{*s, c.Stamp})
+	}
 }
 
 func (m *Machine) changeRoutes(ev ChangeRoutes) {

@@ -42,8 +42,8 @@ func sessionAt(n int) func(*testing.T) *pair {
 
 const (
 	sessionMessages = "ICRQ ICRQ-same ICRQ-pwtype ICRQ-proof ICRQ-refused ICRQ-broken ICRP ICRP-proof ICRP-broken ICRP-stranger ICCN ICCN-stranger " +
-		"CDN CDN-unnamed CDN-refusal CDN-stranger SLI SLI-status SLI-hold SLI-lifetime SLI-stranger WEN WEN-stranger FSQ FSQ-stranger FSR FSR-unknown"
-	sessionLocal = "open close routes hold lifetime trouble lost"
+		"CDN CDN-unnamed CDN-refusal CDN-stranger SLI SLI-status SLI-hold SLI-lifetime SLI-stamp SLI-stranger WEN WEN-stranger FSQ FSQ-stranger FSR FSR-unknown"
+	sessionLocal = "open close routes hold lifetime stamp trouble lost"
 )
 
 func sessionRows() (rows []row) {
@@ -67,7 +67,7 @@ func sessionRows() (rows []row) {
 		add(r, states, "WEN-stranger FSR", "", "arm:hello")
 		add(r, states, "FSQ FSQ-stranger", "", "arm:hello send:FSR@1")
 		add(r, but(states, "established"), "WEN FSR-unknown", "", "arm:hello")
-		add(r, but(states, "established"), "SLI SLI-hold SLI-lifetime", "", acked)
+		add(r, but(states, "established"), "SLI SLI-hold SLI-lifetime SLI-stamp", "", acked)
 		add(r, but(states, "established"), "trouble", "", nothing)
 		add(r, "none", "ICCN CDN CDN-unnamed CDN-refusal", "", acked)
 		add(r, "none", "ICRP ICRP-proof ICRP-broken", "", wrong)
@@ -89,7 +89,7 @@ func sessionRows() (rows []row) {
 	i := Initiator
 	add(i, live, "ICRQ ICRQ-same ICRQ-pwtype ICRQ-proof ICRQ-refused ICRQ-broken", "", wrong)
 	add(i, live, "open", "none>wait-reply", "save send:ICRQ@1")
-	add(i, live+" suspended", "routes lifetime", "", nothing)
+	add(i, live+" suspended", "routes lifetime stamp", "", nothing)
 	add(i, "none wait-reply", "hold", "", nothing)
 	add(i, "established", "hold", "", "save send:SLI@1")
 	add(i, "suspended", "hold", "", "save")
@@ -103,6 +103,7 @@ func sessionRows() (rows []row) {
 	add(i, "wait-reply", "lost", "none", "drop@1 disarm:hello arm:grace SessionRefused/1 WasSuspended save")
 	add(i, "established", "SLI", "", "arm:hello RoutesChanged save send:ACK@1")
 	add(i, "established", "SLI-lifetime", "", "arm:hello LifetimeChanged save send:ACK@1")
+	add(i, "established", "SLI-stamp", "", "arm:hello StampTold save send:ACK@1")
 	add(i, "established", "SLI-hold", "", acked) // the node's to ask for
 
 	g := Responder
@@ -114,17 +115,17 @@ func sessionRows() (rows []row) {
 	add(g, alive, "ICRQ-refused", "", "arm:hello ask:session save send:CDN/3.2@1")
 	add(g, alive, "ICRQ-broken", "", "arm:hello ask:session ask:setup save send:CDN/2.15@1 SessionDown/2.15")
 	add(g, alive, "open", "", "SessionRefused/1")
-	add(g, "none", "routes lifetime", "", nothing)
+	add(g, "none", "routes lifetime stamp", "", nothing)
 	add(g, "none wait-connect established suspended", "hold", "", nothing)
-	add(g, "wait-connect established", "routes lifetime", "", "save send:SLI@1")
-	add(g, "suspended", "routes lifetime", "", "save")
+	add(g, "wait-connect established", "routes lifetime stamp", "", "save send:SLI@1")
+	add(g, "suspended", "routes lifetime stamp", "", "save")
 	add(g, "wait-connect", "ICRP ICRP-proof ICRP-broken", "none", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
 	add(g, "wait-connect", "ICCN", "established", "arm:hello SessionUp save send:ACK@1")
 	add(g, "wait-connect", "CDN CDN-unnamed CDN-refusal", "none", "arm:hello arm:hello SessionDown/3 save send:ACK@1")
 	add(g, "wait-connect", "close", "none", "arm:hello SessionDown/3 save send:CDN/3@1")
 	add(g, "wait-connect", "lost", "", lost+" save") // its ICRP is sent again after a resume
 	add(g, "established", "SLI-hold", "", "arm:hello HoldChanged save send:ACK@1")
-	add(g, "established", "SLI SLI-lifetime", "none", "arm:hello arm:hello SessionDown/2.35 save send:CDN/2.35@1")
+	add(g, "established", "SLI SLI-lifetime SLI-stamp", "none", "arm:hello arm:hello SessionDown/2.35 save send:CDN/2.35@1")
 	return rows
 }
 
@@ -301,6 +302,8 @@ func (p *pair) sessionMessage(under *side, name, variant string) wire.Message {
 			m.HasRoutes, m.CircuitStatus = false, &wire.CircuitStatus{}
 		case "lifetime":
 			m.HasRoutes, m.Lifetime = false, &wire.Lifetime{Reauth: time.Hour}
+		case "stamp":
+			m.HasRoutes, m.Stamp = false, wire.Stamp{2}
 		}
 	case *wire.FSR:
 		if variant == "unknown" {

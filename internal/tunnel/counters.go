@@ -38,6 +38,7 @@ func (g *gateway) countersLocked(mb *member) countersV1 {
 func (c countersV1) plus(st engine.Stats) countersV1 {
 	c.RxBytes += st.RxBytes
 	c.TxBytes += st.TxBytes
+	c.Accepted, c.Sent = st.Accepted.Later(c.Accepted), st.Sent.Later(c.Sent)
 	return c
 }
 

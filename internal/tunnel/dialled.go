@@ -187,7 +187,8 @@ func (t *dialled) setUpLocked(s control.Session) error {
 	taken, refused := t.accept(&s)
 	err := t.dev.Add(engine.Session{
 		ID: s.ID, PeerKey: engine.PublicKey(s.PeerKey), PresharedKey: s.ActiveKey(), Endpoint: t.saved.Endpoint,
-		Keepalive: keepalive, Gate: t.gate(), Deadline: t.life.Deadline(bootNow(), time.Now()), AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
+		Keepalive: keepalive, Gate: t.gate(), Deadline: t.life.Deadline(bootNow(), time.Now()), SendAbove: t.base.Sent,
+		AllowedIPs: sortPrefixes(append(hostPrefixes(s.Peers), taken...)),
 	})
 	if err != nil {
 		return fmt.Errorf("data plane: %w", err)

@@ -11,6 +11,7 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
+	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
@@ -54,6 +55,8 @@ type (
 		Version          int
 		RxBytes, TxBytes uint64
 		Ages             *life.Ages `json:",omitempty"` // of a session that time ends
+		// The stamps of the last handshakes accepted from the peer and sent to it.
+		Accepted, Sent engine.Stamp `json:",omitzero"`
 	}
 )
 

@@ -122,6 +122,10 @@ func (c *linkConn) Notify(a control.Action) {
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.changeRefusedLocked(a)
 		}
+	case control.StampTold:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.stampToldLocked(a)
+		}
 	case control.CertificateRenewed:
 		c.l.renewed(a)
 	case control.KeyArmed, control.SessionRekeyed, control.RekeyFailed:

@@ -298,6 +298,7 @@ func (p *peerConn) proven(restarted bool) {
 	}
 	if restarted || p.restored != nil {
 		p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
+		p.g.m.chores.add("stamps "+connectionKey(p.id), p.tellStamps)
 	}
 }
 

@@ -237,7 +237,7 @@ func (mb *member) lease() pool.Lease {
 // handshakes and starts none.
 func (mb *member) engineSession(gate engine.Gate) engine.Session {
 	return engine.Session{
-		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.Deadline(bootNow(), time.Now()), Responder: true,
+		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.Deadline(bootNow(), time.Now()), Responder: true, AcceptAbove: mb.base.Accepted,
 		AllowedIPs: mb.prefixes(),
 	}
 }

@@ -83,7 +83,7 @@ func full() []Message {
 		&ICCN{LocalID: 1, RemoteID: 2, CircuitStatus: CircuitStatus{Active: true, New: true}},
 		&CDN{LocalID: 1, RemoteID: 2, Result: result, Statistics: statistics, RequestID: idFrom(3)},
 		&WEN{LocalID: 1, RemoteID: 2, CircuitErrors: CircuitErrors{3, 4, 5, 6}, Statistics: statistics},
-		&SLI{LocalID: 1, RemoteID: 2, CircuitStatus: &CircuitStatus{Active: true, New: true}, HasRoutes: true, Routes: prefixes("10.30.0.0/16"), Lifetime: &Lifetime{Idle: 3 * time.Second, Absolute: 4 * time.Second, Reauth: 1<<32*time.Second - time.Second}, RequestID: idFrom(5)},
+		&SLI{LocalID: 1, RemoteID: 2, CircuitStatus: &CircuitStatus{Active: true, New: true}, HasRoutes: true, Routes: prefixes("10.30.0.0/16"), Lifetime: &Lifetime{Idle: 3 * time.Second, Absolute: 4 * time.Second, Reauth: 1<<32*time.Second - time.Second}, Stamp: Stamp{0x40, 11: 7}, RequestID: idFrom(5)},
 		&FSQ{Sessions: []SessionPair{{1, 2}, {3, 4}}, Checkpoint: 1<<40 + 5},
 		&FSR{Sessions: []SessionPair{{2, 1}, {5, 0}}, Checkpoint: 1<<40 + 6},
 		&CertRequest{RequestID: idFrom(1), CSR: bytes.Repeat([]byte("csr"), 1000)},

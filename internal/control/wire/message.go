@@ -168,6 +168,7 @@ type SLI struct {
 	HasRoutes bool
 	Routes    []netip.Prefix
 	Lifetime  *Lifetime  // in the place of the one before; nil: no change
+	Stamp     Stamp      `json:",omitzero"` // of the last handshake that the sender accepted
 	RequestID session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
 }
 

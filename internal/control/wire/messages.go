@@ -119,6 +119,7 @@ var specs = byType(
 		may(avpReplaceRoutes, func(m *SLI) *bool { return &m.HasRoutes }),
 		list(avpRoute, func(m *SLI) *[]netip.Prefix { return &m.Routes }),
 		mayPoint(avpLifetime, func(m *SLI) **Lifetime { return &m.Lifetime }),
+		may(avpStamp, func(m *SLI) *Stamp { return &m.Stamp }),
 		may(avpRequestID, func(m *SLI) *session.ID { return &m.RequestID }),
 	),
 	define[WEN](nil,

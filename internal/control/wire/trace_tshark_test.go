@@ -289,7 +289,8 @@ func wantAVPs(t *testing.T, m Message) []string {
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID),
 			when(m.CircuitStatus != nil, func() string { return wantCircuit(*m.CircuitStatus) }),
 			when(m.HasRoutes, func() string { return own(16, mandatory, "") }), wantPrefixes(15, m.Routes),
-			when(m.Lifetime != nil, func() string { return wantLifetime(*m.Lifetime) }), wantRequest(m.RequestID))
+			when(m.Lifetime != nil, func() string { return wantLifetime(*m.Lifetime) }),
+			when(m.Stamp != Stamp{}, func() string { return own(50, optional, "%x", m.Stamp) }), wantRequest(m.RequestID))
 	case *FSQ:
 		return append(wantPairs(m.Sessions), wantCheckpoint(m.Checkpoint)...)
 	case *FSR:

@@ -125,6 +125,9 @@ type Device interface {
 	// consumed, with the key of that moment. Live keypairs are not touched, and
 	// no handshake is started.
 	SetPresharedKey(session.ID, secret.Value) error
+	// SetSendFloor has our next initiations carry stamps above s, which the
+	// peer says was the last it accepted.
+	SetSendFloor(id session.ID, s Stamp) error
 	// SetEndpoint says where the peer is now; roaming may move it again.
 	SetEndpoint(session.ID, netip.AddrPort) error
 	// Remove forgets a session and wipes its keys. Unknown sessions are no
@@ -162,6 +165,10 @@ type Session struct {
 	RxRate       Rate
 	TxRate       Rate
 	Deadline     time.Time // as of SetDeadline; zero: none
+	// AcceptAbove is the stamp of the peer's last initiation that was accepted
+	// before this process, SendAbove that of our own last one. They never lower
+	// what the engine knows.
+	AcceptAbove, SendAbove Stamp
 	// Responder says that the peer starts every handshake. The engine then
 	// sends it none, because both ends starting at once can cost 5 s.
 	Responder bool
@@ -175,6 +182,7 @@ type Stats struct {
 	RxDropped, TxDropped Drops
 	Endpoint             netip.AddrPort // where the peer was last seen; zero if never
 	LastHandshake        time.Time      // zero if there was none
+	Accepted, Sent       Stamp          // of the last initiations of the peer's and of ours; zero if not known
 }
 
 // Cause is why packets of a session were dropped.

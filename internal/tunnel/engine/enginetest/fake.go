@@ -291,6 +291,11 @@ func (d *Device) SetRates(id session.ID, rx, tx engine.Rate) error {
 	return d.on("SetRates", id, func(s *Session) { s.RxRate, s.TxRate = rx, tx })
 }
 
+// SetSendFloor remembers the stamp.
+func (d *Device) SetSendFloor(id session.ID, stamp engine.Stamp) error {
+	return d.on("SetSendFloor", id, func(s *Session) { s.SendAbove = stamp.Later(s.SendAbove) })
+}
+
 // SetDeadline remembers the deadline.
 func (d *Device) SetDeadline(id session.ID, at time.Time) error {
 	return d.on("SetDeadline", id, func(s *Session) { s.Deadline = at })

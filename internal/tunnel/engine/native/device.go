@@ -169,6 +169,8 @@ func (p *peer) configure(s engine.Session, created bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.responder = s.Responder
+	p.protocol.SetStampFloor(noise.Stamp(s.AcceptAbove))
+	p.protocol.SetSendFloor(noise.Stamp(s.SendAbove))
 	p.armLocked(secret.New(s.PresharedKey.Reveal()), now())
 	if created {
 		p.forgetPresharedLocked() // there was none

@@ -201,6 +201,37 @@ func TestDeadline(t *testing.T) {
 	})
 }
 
+// TestClockWentBack: b accepted a stamp of the future from a, whose clock was
+// set back since. Its handshakes are refused until it is told that stamp.
+func TestClockWentBack(t *testing.T) {
+	future := engine.Stamp(noise.StampOf(time.Now().Add(24 * time.Hour)))
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr(), func(_, bt *engine.Session) { bt.AcceptAbove = future })
+	refused := b.engine.counts.unauthorized.Load()
+	a.send(packet(1, 2, "waits"))
+	enginetest.Eventually(t, "the handshake is refused", func() bool { return b.engine.counts.unauthorized.Load() > refused })
+	if err := a.device.SetSendFloor(id, future); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.device.Handshake(id, false); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.receive(20 * time.Second); !bytes.Equal(got, packet(1, 2, "waits")) {
+		t.Fatalf("after the stamp was told %x arrived, want the packet", got)
+	}
+	at, _ := a.device.Stats(id)
+	bt, _ := b.device.Stats(id)
+	if at.Sent != bt.Accepted || at.Sent.Later(future) != at.Sent || at.Sent == future {
+		t.Errorf("sent %x, accepted %x, want one stamp above %x", at.Sent, bt.Accepted, future)
+	}
+	if err := b.device.Add(engine.Session{ID: id, PeerKey: a.public, Responder: true}); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := b.device.Stats(id); s.Accepted != bt.Accepted {
+		t.Errorf("to add the session again lowers the stamp to %x", s.Accepted)
+	}
+}
+
 // TestBothInitiate has both ends start at once, over and over.
 func TestBothInitiate(t *testing.T) {
 	for range 10 {

@@ -7,6 +7,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/meter"
+	"tunneld/internal/tunnel/engine/noise"
 )
 
 // SetGate opens or closes a session from the next batch on.
@@ -36,6 +37,17 @@ func (d *Device) onMeter(id session.ID, f func(*meter.Meter)) error {
 	p, err := d.find(id)
 	if err == nil {
 		f(&p.meter)
+	}
+	return err
+}
+
+// SetSendFloor has our next initiations carry stamps above s.
+func (d *Device) SetSendFloor(id session.ID, s engine.Stamp) error {
+	p, err := d.find(id)
+	if err == nil {
+		p.mu.Lock()
+		p.protocol.SetSendFloor(noise.Stamp(s))
+		p.mu.Unlock()
 	}
 	return err
 }
@@ -75,5 +87,8 @@ func (p *peer) stats() (s engine.Stats) {
 	if at := p.lastHandshake.Load(); at != nil {
 		s.LastHandshake = *at
 	}
+	p.mu.Lock()
+	s.Accepted, s.Sent = engine.Stamp(p.protocol.LastStamp()), engine.Stamp(p.protocol.SentStamp())
+	p.mu.Unlock()
 	return s
 }

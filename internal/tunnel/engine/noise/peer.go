@@ -41,6 +41,9 @@ func (p *Peer) Public() PublicKey { return p.public }
 // for the peer, which may have lost its clock.
 func (p *Peer) LastStamp() Stamp { return p.received }
 
+// SentStamp is the stamp of our last initiation, zero before the first.
+func (p *Peer) SentStamp() Stamp { return p.sent }
+
 // SetStampFloor makes initiations count only above s. It never lowers what is
 // there.
 func (p *Peer) SetStampFloor(s Stamp) {
