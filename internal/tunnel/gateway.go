@@ -39,6 +39,7 @@ type gateway struct {
 	failed   chan error    // the listener is gone
 
 	shown atomic.Pointer[shownIdentity]
+	came  atomic.Int64 // transports of nodes, in all, and connections restored
 
 	mu       sync.Mutex // guards everything below
 	networks []*network
@@ -188,6 +189,7 @@ func (g *gateway) start(ctx context.Context) error {
 		launched.Go(func() { g.launch(ctx, p) })
 	}
 	launched.Wait()
+	g.came.Store(int64(len(conns))) // reading them leaves as much behind
 	for _, n := range g.networks {
 		g.announceLater(n) // the file may say others than the last process did
 	}
@@ -309,6 +311,7 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 	remote := c.RemoteAddr().String()
 	p.remote.Store(&remote)
 	g.see(p, addrOf(c.RemoteAddr()))
+	g.came.Add(1)
 	if _, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first); err != nil {
 		control.Refuse(nc, q, noConnection(q))
 	}

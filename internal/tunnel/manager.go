@@ -281,6 +281,7 @@ const trimTicks = 360
 func (m *Manager) tick(ctx context.Context) {
 	t := time.NewTicker(tickInterval)
 	defer t.Stop()
+	var slack slack
 	for n := 1; ; n++ {
 		select {
 		case <-t.C:
@@ -290,6 +291,7 @@ func (m *Manager) tick(ctx context.Context) {
 			m.chores.add("stories", m.stories.write) // what could not be written before
 			m.saveCounters()
 			m.renewCertificates()
+			slack.giveBack(m.gateway)
 		case <-ctx.Done():
 			return
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/rpc"
 	"os"
 	"path/filepath"
@@ -168,7 +169,7 @@ func (b *bench) storm(ctx context.Context, s *stage, r *report) error {
 	if _, err := s.do("Connect", all); err != nil {
 		return err
 	}
-	steady, err := heldMiB(s.gateway.Process())
+	steady, err := s.settled(ctx)
 	if err != nil {
 		return err
 	}
@@ -214,13 +215,37 @@ func (b *bench) storm(ctx context.Context, s *stage, r *report) error {
 // suspended measures a gateway that was started with every session suspended.
 func (b *bench) suspended(ctx context.Context, s *stage, empty float64, r *report) error {
 	s.close()
-	held, err := s.restarted(ctx)
+	if _, err := s.restarted(ctx); err != nil {
+		return err
+	}
+	held, err := s.settled(ctx)
 	if err != nil {
 		return err
 	}
 	r.own("memory, each suspended session", "KiB", (held-empty)*1024/float64(b.nodes))
 	b.say("memory: gateway alone %.0f MiB, with %d suspended sessions %.0f MiB", empty, b.nodes, held)
 	return nil
+}
+
+// settled is what the gateway holds when that changes no more: a daemon gives
+// back what many handshakes have left behind some time after the last.
+func (s *stage) settled(ctx context.Context) (held float64, err error) {
+	const look, looks = time.Second, 25
+	for same := 0; same < looks; same++ {
+		before := held
+		if held, err = heldMiB(s.gateway.Process()); err != nil {
+			return 0, err
+		}
+		if math.Abs(held-before) > before/50 {
+			same = 0
+		}
+		select {
+		case <-time.After(look):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	return held, nil
 }
 
 // restarted starts the gateway anew and says what it holds then.
