@@ -102,7 +102,11 @@ func (n *Node) Start(a Args, port *uint16) error {
 	var err error
 	switch a.Kind {
 	case "native":
-		n.engine, err = native.New(native.Config{Listen: a.Listen, Mark: a.Mark, NoOffload: a.Plain, Log: log})
+		c := native.Config{Listen: a.Listen, Mark: a.Mark, NoOffload: a.Plain, Log: log}
+		if err := inherit(&c); err != nil {
+			return err
+		}
+		n.engine, err = native.New(c)
 	case "reference":
 		n.engine, err = reference.New(reference.Config{Listen: a.Listen, Mark: a.Mark, Log: log})
 	default:
@@ -313,9 +317,16 @@ func (s *syncBuffer) String() string {
 // the test fails.
 func (h host) start(kind string, program ...string) *process {
 	h.t.Helper()
-	p := &process{host: h, kind: kind, cmd: h.command(append(program, os.Args[0])...), log: new(syncBuffer)}
-	p.cmd.Env = append(os.Environ(), nodeVariable+"=1")
-	p.cmd.Stderr = p.log
+	return h.launch(kind, append(program, os.Args[0]), nil, nil)
+}
+
+// launch is start with all of the command, more environment, and descriptors
+// from 3 on.
+func (h host) launch(kind string, argv, env []string, files []*os.File) *process {
+	h.t.Helper()
+	p := &process{host: h, kind: kind, cmd: h.command(argv...), log: new(syncBuffer)}
+	p.cmd.Env = append(append(os.Environ(), nodeVariable+"=1"), env...)
+	p.cmd.Stderr, p.cmd.ExtraFiles = p.log, files
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		h.t.Fatal(err)
