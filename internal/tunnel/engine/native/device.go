@@ -162,6 +162,7 @@ func newPeer(d *Device, s engine.Session) *peer {
 func (p *peer) inherit(old *peer) {
 	p.meter.Inherit(&old.meter)
 	p.endpoint.Store(old.endpoint.Load())
+	p.parked, p.parkedDoubt = old.parked, old.parkedDoubt
 }
 
 // configure makes a session what s says, except for its prefixes and gate.
@@ -239,11 +240,7 @@ func (d *Device) SetEndpoint(id session.ID, addr netip.AddrPort) error {
 	defer p.mu.Unlock()
 	nowhere := p.endpoint.Load() == nil
 	p.goesToLocked(addr)
-	if t := now(); nowhere && p.ring.Current != nil {
-		p.installLocked(t)
-	} else if nowhere && len(p.staged) > 0 {
-		p.startLocked(t, true)
-	}
+	p.arrivedLocked(nowhere, now())
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"tunneld/internal/tunnel/engine/memfile"
 	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/noise"
+	"tunneld/internal/tunnel/engine/udp"
 )
 
 // writeAt is how many octets of packets are collected before they are written,
@@ -24,7 +25,8 @@ const counterAt = 8
 // and gives it to the host.
 type inbound struct {
 	e         *Engine
-	receiver  *receiver
+	receiver  *receiver     // nil: datagrams come by
+	via       *udp.Endpoint // a carrier
 	coalescer coalescer
 	vectors   [maxPieces + 2]unix.Iovec
 	device    *Device // whose packets are in coalescer
@@ -110,7 +112,7 @@ func (in *inbound) message(m *message) {
 		case noise.KindInvalid:
 			in.e.counts.unknown.Add(1)
 		default:
-			in.e.greeter.take(kind, b, in.receiver.endpoint(m))
+			in.e.greeter.take(kind, b, in.place(m))
 		}
 	}
 	in.settle(m)
@@ -134,7 +136,7 @@ func (in *inbound) transport(b []byte, m *message) {
 	in.octets += len(b)
 	in.top = max(in.top, counter)
 	if in.entry.fresh.Load() {
-		in.entry.peer.confirm(in.entry, in.pair, in.receiver.endpoint(m), in.now)
+		in.entry.peer.confirm(in.entry, in.pair, in.place(m), in.now)
 	}
 	if len(packet) > 0 {
 		in.packet(packet, m.ECN)
@@ -215,6 +217,14 @@ func parseIP(p []byte) ([]byte, netip.Addr, bool) {
 	return nil, netip.Addr{}, false
 }
 
+// place is where m came from.
+func (in *inbound) place(m *message) *udp.Endpoint {
+	if in.via != nil {
+		return in.via
+	}
+	return in.receiver.endpoint(m)
+}
+
 // settle adds what was counted to its session.
 func (in *inbound) settle(m *message) {
 	if in.entry == nil {
@@ -237,7 +247,7 @@ func (in *inbound) authenticated(p *peer, m *message) {
 	if newest {
 		in.entry.top.Store(in.top)
 	}
-	p.heard(in.receiver.endpoint(m), in.octets, newest)
+	p.heard(in.place(m), in.octets, newest)
 	var wake noise.Instant
 	if in.data {
 		wake = p.timers.DataReceived(in.now)

@@ -339,7 +339,7 @@ func (p *peer) returnLocked() {
 // keepPlaceLocked writes down where the peer is, for the next process.
 func (p *peer) keepPlaceLocked() {
 	to, slot := p.endpoint.Load(), p.slotLocked()
-	if to != nil && slot != nil {
+	if to != nil && slot != nil && to.Carrier == nil {
 		slot.SetPlace(memfile.Place{Dst: to.Dst, Source: to.Src.Addr, Ifindex: to.Src.Ifindex, Proved: !p.doubted.Load()})
 	}
 }

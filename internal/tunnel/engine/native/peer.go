@@ -59,6 +59,8 @@ type peer struct {
 	formerPSK   secret.Value  // the one before
 	formerUntil noise.Instant // answers under it are taken until then
 	responder   bool
+	parked      *udp.Endpoint  // where UDP leads, while endpoint is a carrier
+	parkedDoubt bool           // and whether that was doubted
 	dialled     netip.AddrPort // we chose this address: routes choose the source; zero: none
 	answered    netip.AddrPort // where the last response went
 	proofAt     noise.Instant  // when a proof was asked for last
@@ -379,20 +381,40 @@ func (p *peer) goesToLocked(addr netip.AddrPort) {
 	if !p.responder {
 		p.dialled = addr
 	}
-	p.doubted.Store(false)
+	to := udp.NewRouted(addr)
 	if p.responder {
-		p.endpoint.Store(udp.NewEndpoint(addr, udp.Source{}, 0))
-	} else {
-		p.endpoint.Store(udp.NewRouted(addr))
+		to = udp.NewEndpoint(addr, udp.Source{}, 0)
 	}
+	if at := p.endpoint.Load(); at != nil && at.Carrier != nil {
+		p.parked, p.parkedDoubt = to, false
+		return
+	}
+	p.doubted.Store(false)
+	p.endpoint.Store(to)
 	p.keepPlaceLocked()
+}
+
+// arrivedLocked goes on with what waited for an endpoint, if there was none.
+func (p *peer) arrivedLocked(nowhere bool, t noise.Instant) {
+	switch {
+	case !nowhere:
+	case p.ring.Current != nil:
+		p.installLocked(t)
+	case len(p.staged) > 0:
+		p.startLocked(t, true)
+	}
 }
 
 // heard is called for packets that opened: the peer is at from. octets is what
 // came from there; newest, whether a packet among them is newer than all
-// before: a late one must not move the peer back.
+// before: a late one must not move the peer back. Nothing that is heard leads to
+// a carrier or away from one; the control plane does.
 func (p *peer) heard(from *udp.Endpoint, octets int, newest bool) {
-	if at := p.endpoint.Load(); at != nil && at.Covers(from) {
+	at := p.endpoint.Load()
+	if from.Carrier != nil || at != nil && at.Carrier != nil {
+		return
+	}
+	if at != nil && at.Covers(from) {
 		if p.doubted.Load() {
 			p.budget.Add(amplification * int64(octets))
 		}
@@ -409,6 +431,9 @@ func (p *peer) heard(from *udp.Endpoint, octets int, newest bool) {
 // victim.
 func (p *peer) moveLocked(from *udp.Endpoint, octets int, proved bool) {
 	at := p.endpoint.Load()
+	if from.Carrier != nil || at != nil && at.Carrier != nil {
+		return
+	}
 	switch {
 	case proved || from.Dst == p.dialled:
 		p.doubted.Store(false)

@@ -73,9 +73,12 @@ func (s *sender) commit(to *udp.Endpoint, n int, ecn byte) {
 	s.n++
 }
 
-// segments reports whether the kernel takes several datagrams to an endpoint
-// as one message.
+// segments reports whether several datagrams to an endpoint go together: the
+// kernel takes them as one message, or a carrier takes them one after the other.
 func (e *Engine) segments(to *udp.Endpoint) bool {
+	if to.Carrier != nil {
+		return true
+	}
 	socket := e.socketFor(to)
 	return socket != nil && socket.Segments(to)
 }
@@ -88,9 +91,14 @@ func (s *sender) waiting() int { return s.used }
 func (s *sender) flush() {
 	for first := 0; first < s.n; {
 		r := &s.runs[first]
+		if r.to.Carrier != nil {
+			s.carry(r)
+			first++
+			continue
+		}
 		socket := s.e.socketFor(r.to)
 		last := first + 1
-		for last < s.n && s.runs[last].to.Is4() == r.to.Is4() {
+		for last < s.n && s.runs[last].to.Carrier == nil && s.runs[last].to.Is4() == r.to.Is4() {
 			last++
 		}
 		if socket == nil {

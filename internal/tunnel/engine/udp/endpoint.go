@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine"
 )
 
 // Bits of Endpoint.flags.
@@ -24,6 +26,9 @@ type Endpoint struct {
 	Src    Source         // our address; zero: the routing table chooses
 	Path   uint32         // generation of the host's paths in which Src was seen
 	Routed bool           // Src is zero on purpose: we chose Dst, so routes choose the source
+
+	// Carrier, if not nil, is what datagrams travel by instead of UDP.
+	Carrier engine.Carrier
 
 	name    unix.RawSockaddrInet6 // Dst as the kernel reads it
 	nameLen uint32                // octets of name in use
@@ -60,6 +65,11 @@ func NewRouted(dst netip.AddrPort) *Endpoint {
 	e := NewEndpoint(dst, Source{}, 0)
 	e.Routed = true
 	return e
+}
+
+// NewCarried makes the endpoint of the peer behind a carrier.
+func NewCarried(c engine.Carrier) *Endpoint {
+	return &Endpoint{Dst: c.Remote(), Carrier: c}
 }
 
 // Covers reports whether a datagram from f brings nothing new.
