@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"tunneld/internal/api"
+	"tunneld/internal/auth"
 	"tunneld/internal/config"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
@@ -72,10 +73,7 @@ func newDaemon(cfg config.Config, trace string, heir *inheritance, log *slog.Log
 	}
 	made = append(made, st)
 	if g := cfg.Gateway; g != nil {
-		if o.Keep.Keys, err = openKept(g.TicketDir, "keys", &made); err != nil {
-			return nil, err
-		}
-		if o.Keep.Book, err = openKept(g.TicketDir, "book", &made); err != nil {
+		if o.Keep, err = openKeep(g.TicketDir, &made); err != nil {
 			return nil, err
 		}
 	}
@@ -115,7 +113,15 @@ func newEngine(c config.Data, listen netip.AddrPort, journal session.ID, heir *i
 	return handingOver{e}, nil
 }
 
-// openKept opens one of the stores outside the state directory.
+// openKeep opens the stores outside the state directory.
+func openKeep(dir string, made *parts) (k auth.Keep, err error) {
+	if k.Keys, err = openKept(dir, "keys", made); err == nil {
+		k.Book, err = openKept(dir, "book", made)
+	}
+	return k, err
+}
+
+// openKept opens one of them.
 func openKept(dir, name string, made *parts) (store.Store, error) {
 	st, err := store.Open(filepath.Join(dir, name))
 	if err != nil {

@@ -177,7 +177,7 @@ func (c *cli) init(dir string, cfg config.Config, text []byte) error {
 		return err
 	}
 	if cfg.Gateway != nil {
-		if err := c.initGateway(cfg.Node); err != nil {
+		if err := c.initGateway(cfg); err != nil {
 			return err
 		}
 	}
@@ -217,17 +217,24 @@ func unwritten(err error) error {
 	return errors.Join(errs...)
 }
 
-// initGateway makes the deployment in the state directory. One that is there
-// already is kept if it is this gateway's: its nodes trust it.
-func (c *cli) initGateway(node config.Node) error {
+// initGateway makes the deployment in the state directory, and what is to
+// outlive that. One that is there already is kept if it is this gateway's: its
+// nodes trust it.
+func (c *cli) initGateway(cfg config.Config) (err error) {
+	node := cfg.Node
 	if err := harden(); err != nil {
 		return err
 	}
+	var made parts
+	defer func() { err = errors.Join(err, made.Close()) }()
 	st, err := store.Open(node.StateDir)
 	if err != nil {
 		return err
 	}
-	defer st.Close()
+	made = append(made, st)
+	if _, err := openKeep(cfg.Gateway.TicketDir, &made); err != nil {
+		return err
+	}
 	_, err = auth.InitGateway(st, node.Name, time.Now())
 	if !errors.Is(err, auth.ErrInitialised) {
 		return err
