@@ -20,7 +20,9 @@ func InterfaceError(name string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
 		return fmt.Errorf("%w: load the tun module (modprobe tun) or give the container the device: %w", ErrNoTUN, err)
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+	case errors.Is(err, syscall.EACCES): // of the file; without the capability it is EPERM
+		return fmt.Errorf("%w for the daemon's user: let everybody open it (chmod 0666 /dev/net/tun), as udev does: %w", ErrNoTUN, err)
+	case errors.Is(err, syscall.EPERM):
 		return fmt.Errorf("%w: interface %s: %w", ErrNotPermitted, name, err)
 	case errors.Is(err, syscall.EBUSY), errors.Is(err, syscall.EEXIST), errors.Is(err, syscall.EINVAL): // EINVAL: it is no TUN
 		return fmt.Errorf("%w: %s: choose another name, or remove it (ip link delete %s): %w", ErrInterfaceTaken, name, name, err)
