@@ -21,42 +21,75 @@ import (
 func TestStockWireGuardGo(t *testing.T) { ofEach(t, testStockWireGuardGo) }
 
 func testStockWireGuardGo(t *testing.T, kind string) {
+	f := meetStock(t, kind, 1420)
+	ours, stock := f.ours, f.host
+	if got := ours.ping("10.1.0.2", 3) + ours.ping("fd01::2", 3); got != 6 {
+		t.Errorf("ping stock wireguard-go: %d answers, want 6", got)
+	}
+	if out := stock.run("wg", "show", f.dev, "endpoints"); !strings.Contains(out, fmt.Sprintf("[2001:db8::1]:%d", f.port)) {
+		t.Errorf("stock wireguard-go sees us at %q, want port %d", out, f.port)
+	}
+
+	// It forgets us, and then starts the handshake.
+	stock.run("wg", "set", f.dev, "peer", f.peer[0], "remove")
+	f.knowsUs("endpoint", fmt.Sprintf("192.0.2.1:%d", f.port))
+	if got := stock.ping("10.1.0.1", 3); got != 3 {
+		t.Errorf("ping from stock wireguard-go: %d answers, want 3", got)
+	}
+	if got := ours.now(); got.RxPackets != 9 || got.TxPackets != 9 {
+		t.Errorf("stats = %+v, want 9 packets each way", got)
+	}
+}
+
+// A foreign is an end of ours and stock wireguard-go as its far end, on a wire
+// that takes packets of 9,100 octets.
+type foreign struct {
+	host // of the stock one
+	dev  string
+	peer []string // how wg names us
+	ours *end
+	port uint16 // ours
+}
+
+// meetStock makes them. Ours is told where the other is; options change that.
+func meetStock(t *testing.T, kind string, mtu int, options ...func(*Session)) *foreign {
+	t.Helper()
 	ha, hb := newHost(t), newHost(t)
 	wire(ha, hb, "wire", "192.0.2.", "2001:db8::")
-	dev := fmt.Sprintf("wg%d", os.Getpid()) // its control socket is the same for all namespaces
+	for _, h := range []host{ha, hb} {
+		h.run("ip", "link", "set", "wire", "mtu", "9100")
+	}
 	private, public := enginetest.NewKey(t)
 	foreignPrivate, foreignPublic := enginetest.NewKey(t)
 	psk := make([]byte, engine.KeySize)
 	psk[0] = 7
-	stock := startStock(t, hb, dev)
+	f := &foreign{dev: fmt.Sprintf("wg%d", os.Getpid())} // its control socket is the same for all namespaces
+	f.host = startStock(t, hb, f.dev)
 
 	ours := ha.start(kind)
-	port := ours.engine("[::]:0")
-	id := session.NewID()
-	e := &end{process: ours, dev: "tnl0", private: private, session: Session{ID: id, PeerKey: foreignPublic, PSK: psk, AllowedIPs: enginetest.Prefixes("10.1.0.2/32", "fd01::2/128"), Endpoint: netip.MustParseAddrPort("[2001:db8::2]:5000"), Gate: engine.Open}}
-	e.open()
-	e.address("tnl0", "10.1.0.1/24", "fd01::1/64")
+	f.port = ours.engine("[::]:0")
+	f.ours = &end{process: ours, dev: "tnl0", private: private, mtu: mtu, session: Session{
+		ID: session.NewID(), PeerKey: foreignPublic, PSK: psk, AllowedIPs: enginetest.Prefixes("10.1.0.2/32", "fd01::2/128"),
+		Endpoint: netip.MustParseAddrPort("[2001:db8::2]:5000"), Gate: engine.Open,
+	}}
+	for _, o := range options {
+		o(&f.ours.session)
+	}
+	f.ours.open()
+	f.ours.address("tnl0", "10.1.0.1/24", "fd01::1/64")
 
-	keyFile, pskFile := keyFile(t, foreignPrivate), keyFile(t, psk)
-	stock.run("wg", "set", dev, "private-key", keyFile, "listen-port", "5000",
-		"peer", public.String(), "preshared-key", pskFile, "allowed-ips", "10.1.0.1/32,fd01::1/128")
-	stock.address(dev, "10.1.0.2/24", "fd01::2/64")
-	if got := ours.ping("10.1.0.2", 3) + ours.ping("fd01::2", 3); got != 6 {
-		t.Errorf("ping stock wireguard-go: %d answers, want 6", got)
-	}
-	if out := stock.run("wg", "show", dev, "endpoints"); !strings.Contains(out, fmt.Sprintf("[2001:db8::1]:%d", port)) {
-		t.Errorf("stock wireguard-go sees us at %q, want port %d", out, port)
-	}
+	f.peer = []string{public.String(), "preshared-key", keyFile(t, psk), "allowed-ips", "10.1.0.1/32,fd01::1/128"}
+	f.run("wg", "set", f.dev, "private-key", keyFile(t, foreignPrivate), "listen-port", "5000")
+	f.knowsUs()
+	f.run("ip", "link", "set", f.dev, "mtu", fmt.Sprint(mtu))
+	f.address(f.dev, "10.1.0.2/24", "fd01::2/64")
+	return f
+}
 
-	// It forgets us, and then starts the handshake.
-	stock.run("wg", "set", dev, "peer", public.String(), "remove")
-	stock.run("wg", "set", dev, "peer", public.String(), "preshared-key", pskFile, "allowed-ips", "10.1.0.1/32,fd01::1/128", "endpoint", fmt.Sprintf("192.0.2.1:%d", port))
-	if got := stock.ping("10.1.0.1", 3); got != 3 {
-		t.Errorf("ping from stock wireguard-go: %d answers, want 3", got)
-	}
-	if got := e.now(); got.RxPackets != 9 || got.TxPackets != 9 {
-		t.Errorf("stats = %+v, want 9 packets each way", got)
-	}
+// knowsUs tells the stock end of ours, and more if asked to.
+func (f *foreign) knowsUs(more ...string) {
+	f.t.Helper()
+	f.run(append(append([]string{"wg", "set", f.dev, "peer"}, f.peer...), more...)...)
 }
 
 // startStock builds and starts wireguard-go's program in a host.
