@@ -156,10 +156,14 @@ func (e *wgEnd) newKey() error {
 	return nil
 }
 
-// configure waits for the interface and says who is at its other end.
+// configure waits for the interface and says who is at its other end. It does
+// not ask with wg, which removes a socket that nobody listens to yet.
 func (e *wgEnd) configure(ctx context.Context, dir, peer string) error {
 	err := netlab.Poll(ctx, 10*time.Millisecond, func() (bool, error) {
-		_, err := os.Stat("/var/run/wireguard/" + e.ifname + ".sock")
+		c, err := net.Dial("unix", "/var/run/wireguard/"+e.ifname+".sock")
+		if err == nil {
+			c.Close()
+		}
 		return err == nil && e.host.HasInterface(e.ifname), nil
 	})
 	if err != nil {
