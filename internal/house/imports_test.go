@@ -37,7 +37,7 @@ var arrows = map[string]struct {
 		"the store keeps bytes and does not know what they mean"},
 	"internal/tunnel/engine": {[]string{"internal/event", "internal/secret", "internal/session"},
 		"packets are moved without the control plane"},
-	"internal/tunnel/engine/meter": {[]string{"internal/tunnel/engine"},
+	"internal/tunnel/engine/meter": {[]string{"internal/tunnel/engine", "internal/session"},
 		"what a data path asks and counts for a session is the same whoever moves its packets"},
 	"internal/tunnel/engine/udp": {[]string{"internal/tunnel/engine"},
 		"sockets know no session and nothing of what is in a datagram"},

@@ -18,11 +18,13 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/noise"
 )
 
 // Device implements [engine.Device].
 type Device struct {
+	meter.Control
 	engine  *Engine
 	tun     *tunnel
 	mtu     int
@@ -59,8 +61,17 @@ func newDevice(e *Engine, t *tunnel, mtu int) (*Device, error) {
 		sessions: make(map[session.ID]*peer),
 		byKey:    make(map[engine.PublicKey]*peer),
 	}
+	d.Control = d.meterOf
 	d.routes.Store(new(bart.Table[*peer]))
 	return d, nil
+}
+
+func (d *Device) meterOf(id session.ID) (*meter.Meter, error) {
+	p, err := d.find(id)
+	if err != nil {
+		return nil, err
+	}
+	return &p.meter, nil
 }
 
 // move starts the threads that read from the device. The caller holds the

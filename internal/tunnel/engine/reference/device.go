@@ -18,6 +18,7 @@ import (
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/udp"
 )
 
@@ -27,6 +28,7 @@ const statusLife = 200 * time.Millisecond
 
 // Device implements [engine.Device] over one wireguard-go device.
 type Device struct {
+	meter.Control
 	engine  *Engine
 	name    string
 	log     *slog.Logger
@@ -71,6 +73,7 @@ func newDevice(e *Engine, inner tun.Device) (*Device, error) {
 		sessions: make(map[session.ID]*peer),
 		byKey:    make(map[engine.PublicKey]*peer),
 	}
+	d.Control = d.meterOf
 	d.bind = &bind{hub: e.hub, mayShake: d.roles.mayLeave}
 	d.wg = device.NewDevice(d.tun, d.bind, newLogger(d.log, d.heardOf))
 	if err := d.wg.Up(); err != nil {
@@ -80,6 +83,16 @@ func newDevice(e *Engine, inner tun.Device) (*Device, error) {
 	}
 	d.retries.Go(d.watch)
 	return d, nil
+}
+
+func (d *Device) meterOf(id session.ID) (*meter.Meter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p, err := d.findLocked(id)
+	if err != nil {
+		return nil, err
+	}
+	return &p.meter, nil
 }
 
 // Name is the interface's name in the kernel.
