@@ -39,6 +39,7 @@ type daemon struct {
 	trace  io.Writer // nil: none
 	keys   KeyOptions
 	book   *book // of Info lines; nil: they are not kept
+	leaves bool  // interfaces, to the next process
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -48,7 +49,7 @@ func (d *daemon) run() {
 	d.engine, d.host = &enginetest.Fake{}, hosttest.New()
 	d.engine.SetPort(40443)
 	m, err := New(Options{
-		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys,
+		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves,
 		Log: slog.New(d.logHandler()).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {

@@ -10,19 +10,19 @@ import (
 	"tunneld/internal/tunnel/engine"
 )
 
-// patience is how long a test waits for what must happen: a handshake that a
+// Patience is how long a test waits for what must happen: a handshake that a
 // flood keeps out tries again each 5 s, on a machine that may be busy.
-const patience = 60 * time.Second
+const Patience = 60 * time.Second
 
 // Eventually waits until cond holds.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(Patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if cond() {
 			return
 		}
 	}
-	t.Fatalf("after %v still not: %s", patience, what)
+	t.Fatalf("after %v still not: %s", Patience, what)
 }
 
 // NewKey makes a key pair.

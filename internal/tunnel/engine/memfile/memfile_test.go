@@ -289,8 +289,12 @@ func TestOneOwner(t *testing.T) {
 
 func TestSwap(t *testing.T) {
 	const heading = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-	if swapIsOn([]byte(heading)) || !swapIsOn([]byte(heading+"/dev/sda2 partition 8388604 0 -2\n")) {
-		t.Error("swapIsOn cannot read /proc/swaps")
+	unlocked := &File{unlock: unix.EPERM}
+	if err := unlocked.refuse([]byte(heading)); err != nil {
+		t.Errorf("without a swap: %v", err)
+	}
+	if err := unlocked.refuse([]byte(heading + "/dev/sda2 partition 8388604 0 -2\n")); !errors.Is(err, ErrSwap) || !errors.Is(err, unix.EPERM) {
+		t.Errorf("with a swap: %v, want %v and why the memory is not locked", err, ErrSwap)
 	}
 	if err := (&File{}).CheckSwap(false); err != nil {
 		t.Errorf("locked memory is refused: %v", err)

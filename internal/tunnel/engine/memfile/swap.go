@@ -48,7 +48,12 @@ func (f *File) CheckSwap(allowed bool) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w; whether there is one cannot be found out: %w", ErrSwap, f.unlock, err)
 	}
-	if !swapIsOn(b) {
+	return f.refuse(b)
+}
+
+// refuse says what is wrong with these swaps.
+func (f *File) refuse(swaps []byte) error {
+	if !swapIsOn(swaps) {
 		return nil
 	}
 	return fmt.Errorf("%w: %w; turn the swap off, raise the limit (LimitMEMLOCK=infinity in the unit), or write allow_swap = true under [data] if it is encrypted", ErrSwap, f.unlock)

@@ -41,7 +41,13 @@ type loop struct {
 
 func newLoop(t *testing.T) *loop {
 	t.Helper()
-	e, err := New(Config{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
+	return newLoopOf(t, Config{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
+}
+
+// newLoopOf is newLoop with another configuration.
+func newLoopOf(t *testing.T, c Config) *loop {
+	t.Helper()
+	e, err := New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +58,9 @@ func newLoop(t *testing.T) *loop {
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 16<<20)
 	}
+	e.mu.Lock()
 	d, err := e.attachLocked(&tunnel{name: "loop", fds: fds[:1]}, 1420)
+	e.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
