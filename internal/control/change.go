@@ -236,7 +236,7 @@ func (m *Machine) extended(ev Extended) {
 		m.answerChange(s, c.RequestID, nil, ev.Refusal)
 		return
 	}
-	s.Lifetime, s.Extended = ev.Lifetime, ev.By
+	s.Lifetime, s.Extended = ev.Lifetime.Whole(), ev.By
 	m.answerChange(s, c.RequestID, &ev.Lifetime, nil)
 	m.do(SessionExtended{*s, c.RequestID})
 	m.ticketsDue(s)

@@ -65,7 +65,7 @@ func (m *Machine) changeLifetime(ev ChangeLifetime) {
 	if s == nil || m.cfg.Role != Responder || (s.State != session.Established && s.State != session.WaitConnect) {
 		return
 	}
-	s.Lifetime = ev.Lifetime
+	s.Lifetime = ev.Lifetime.Whole()
 	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, Lifetime: &ev.Lifetime, RequestID: m.requestID(ev.RequestID)})
 }
 

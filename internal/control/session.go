@@ -173,7 +173,7 @@ func (m *Machine) granted(ev Granted) {
 	}
 	s.ID, s.PublicKey, s.PrivateKey, s.PresharedKey = g.ID, g.PublicKey, g.PrivateKey, psk
 	s.Addresses, s.Peers, s.Routes, s.MTU, s.Timers = g.Addresses, g.Peers, g.Routes, g.MTU, g.Timers
-	s.Lifetime, s.Began, s.KeyEpoch, s.Resumes, s.Extended = g.Lifetime, g.Began, g.KeyEpoch, g.Resumes, g.Extended
+	s.Lifetime, s.Began, s.KeyEpoch, s.Resumes, s.Extended = g.Lifetime.Whole(), g.Began, g.KeyEpoch, g.Resumes, g.Extended
 	m.ask(AskSetUp{*s})
 }
 

@@ -17,8 +17,15 @@ type Lifetime struct {
 // maxLifetime is what 32 bits of seconds hold.
 const maxLifetime = (1<<32 - 1) * time.Second
 
+// Whole is l as the other end will read it.
+func (l Lifetime) Whole() Lifetime {
+	return Lifetime{Idle: whole(l.Idle), Absolute: whole(l.Absolute), Reauth: whole(l.Reauth)}
+}
+
+func whole(d time.Duration) time.Duration { return (d + time.Second - 1).Truncate(time.Second) }
+
 func appendSeconds(b []byte, d time.Duration) []byte {
-	return binary.BigEndian.AppendUint32(b, uint32((d+time.Second-1)/time.Second))
+	return binary.BigEndian.AppendUint32(b, uint32(whole(d)/time.Second))
 }
 
 func seconds(b []byte) time.Duration {

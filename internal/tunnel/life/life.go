@@ -62,6 +62,7 @@ func (l *Life) Ages(now Instant, wall time.Time, boot string) *Ages {
 // the one of its clocks says that makes it older.
 func (l *Life) Restore(a *Ages, now Instant, wall time.Time, boot string) {
 	if a == nil {
+		l.Proven = l.Began // the last proof that is sure
 		return
 	}
 	passed := max(0, WallSince(a.At, wall))

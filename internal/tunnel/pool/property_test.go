@@ -29,10 +29,24 @@ type modelEntry struct {
 
 func newModel(p netip.Prefix, cooloff time.Duration) *model {
 	m := &model{cooloff: cooloff}
-	for a := p.Addr().Next().Next(); p.Contains(a.Next()); a = a.Next() {
-		m.entries = append(m.entries, modelEntry{addr: a})
-	}
+	m.resize(p)
 	return m
+}
+
+// resize keeps what is known of the addresses that p has, too, and forgets the
+// others.
+func (m *model) resize(p netip.Prefix) {
+	old := m.entries
+	m.entries = nil
+	for a := p.Addr().Next().Next(); p.Contains(a.Next()); a = a.Next() {
+		e := modelEntry{addr: a}
+		for _, o := range old {
+			if o.addr == a {
+				e = o
+			}
+		}
+		m.entries = append(m.entries, e)
+	}
 }
 
 // lease returns every address that the pool may give; none means exhausted.
@@ -109,6 +123,9 @@ func (m *machine) Lease(t *rapid.T) {
 		owner = l.Owner
 	}
 	allowed := m.model.lease(id, owner, m.now)
+	if l, live := m.journal[id]; live { // wherever that is
+		allowed = l.Addresses[:1]
+	}
 	l, err := m.pool.Lease(id, owner, m.now)
 	if len(allowed) == 0 {
 		m.checkExhausted(t, err)
@@ -117,10 +134,11 @@ func (m *machine) Lease(t *rapid.T) {
 	if err != nil || !contains(allowed, l.Addresses[0]) {
 		t.Fatalf("Lease(%v, %q) = %v, %v, want one of %v", id, owner, l.Addresses, err, allowed)
 	}
-	e := m.model.entry(l.Addresses[0])
-	if _, live := m.journal[id]; !live {
-		m.before[id] = *e
+	if _, live := m.journal[id]; live {
+		return
 	}
+	e := m.model.entry(l.Addresses[0])
+	m.before[id] = *e
 	e.holder, e.owner, e.used = id, owner, true
 	m.journal[id] = l
 }
@@ -140,9 +158,10 @@ func (m *machine) checkExhausted(t *rapid.T, err error) {
 		t.Fatalf("Lease = %v, want ErrExhausted", err)
 	}
 	var next time.Time
-	resting := 0
+	resting, leased := 0, 0
 	for _, e := range m.model.entries {
 		if !e.holder.IsZero() {
+			leased++
 			continue
 		}
 		resting++
@@ -150,8 +169,8 @@ func (m *machine) checkExhausted(t *rapid.T, err error) {
 			next = at
 		}
 	}
-	if full.Size != len(m.model.entries) || full.Resting != resting || full.Leased != len(m.journal) || !full.FreeAt.Equal(next) {
-		t.Fatalf("error = %+v, want %d resting, %d leased, next at %v", *full, resting, len(m.journal), next)
+	if full.Size != len(m.model.entries) || full.Resting != resting || full.Leased != leased || !full.FreeAt.Equal(next) {
+		t.Fatalf("error = %+v, want %d resting, %d leased, next at %v", *full, resting, leased, next)
 	}
 }
 
@@ -165,8 +184,9 @@ func (m *machine) Free(t *rapid.T) {
 	if !live {
 		return
 	}
-	e := m.model.entry(l.Addresses[0])
-	e.holder, e.freedAt = session.ID{}, m.now
+	if e := m.model.entry(l.Addresses[0]); e != nil { // else the pool has lost that address
+		e.holder, e.freedAt = session.ID{}, m.now
+	}
 	delete(m.journal, id)
 	delete(m.before, id)
 	m.stored[r.Addresses[0]] = r
@@ -176,7 +196,9 @@ func (m *machine) Cancel(t *rapid.T) {
 	id := m.session(t)
 	m.pool.Cancel(id)
 	if was, made := m.before[id]; made {
-		*m.model.entry(was.addr) = was
+		if e := m.model.entry(was.addr); e != nil {
+			*e = was
+		}
 		delete(m.before, id)
 		delete(m.journal, id)
 	}
@@ -210,13 +232,44 @@ func (m *machine) Restart(t *rapid.T) {
 	}
 	m.pool = p
 	m.before = map[session.ID]modelEntry{}
+	for i := range m.model.entries { // a resize had forgotten what is on disk
+		e := &m.model.entries[i]
+		if r, ok := m.stored[e.addr]; ok && e.holder.IsZero() {
+			e.used, e.owner, e.freedAt = true, r.Owner, r.FreedAt
+		}
+	}
 }
 
-// Resize to the same prefixes must change nothing.
+// Resize as a reload does: to what was, to more, to less, to something else. Live
+// leases stay; those with an address that the pool has no more are told.
 func (m *machine) Resize(t *rapid.T) {
-	outside, err := m.pool.Resize(m.prefix, m.now)
-	if err != nil || len(outside) != 0 {
-		t.Fatalf("Resize = %v, %v, want none", outside, err)
+	to := m.prefix
+	if len(to) == 1 { // of two families each has an index of its own then: TestResize
+		to = prefixes(rapid.SampledFrom([]string{"10.0.0.0/29", "10.0.0.0/30", "10.0.0.0/28", "10.0.0.8/29", "10.0.0.0/27"}).Draw(t, "prefix"))
+	}
+	outside, err := m.pool.Resize(to, m.now)
+	if err != nil {
+		t.Fatalf("Resize(%v) = %v", to, err)
+	}
+	m.prefix = to
+	m.model.resize(to[0])
+	for id, l := range m.journal { // one that was outside may be inside again
+		if e := m.model.entry(l.Addresses[0]); e != nil {
+			e.holder, e.owner, e.used = id, l.Owner, true
+		}
+	}
+	m.checkOutside(t, outside)
+}
+
+func (m *machine) checkOutside(t *rapid.T, outside []Lease) {
+	told := map[session.ID]bool{}
+	for _, l := range outside {
+		told[l.Session] = true
+	}
+	for id, l := range m.journal {
+		if want := m.model.entry(l.Addresses[0]) == nil; told[id] != want {
+			t.Fatalf("lease %v is told to be outside of %v: %v, want %v", l, m.prefix, told[id], want)
+		}
 	}
 }
 
@@ -237,6 +290,7 @@ func (m *machine) Check(t *rapid.T) {
 			t.Fatalf("lease = %v, want %v", l, m.journal[l.Session])
 		}
 	}
+	m.checkOutside(t, m.pool.Outside())
 	if len(seen) != len(m.journal)*len(m.prefix) {
 		t.Fatalf("%d addresses are leased, want those of %d sessions", len(seen), len(m.journal))
 	}

@@ -268,6 +268,10 @@ func (c *conn) act(a control.Action) {
 		c.answer = control.SetUp{LocalID: a.Session.LocalID, Refusal: c.hd.SetUp(a.Session)}
 	case control.AskArm:
 		c.answer = control.Armed{LocalID: a.Session.LocalID, Refusal: c.hd.(control.KeyHandler).Arm(a.Session)}
+	case control.AskChange:
+		c.answer = control.Changed{LocalID: a.Session.LocalID, Refusal: c.hd.(control.ChangeHandler).Change(a.Session)}
+	case control.AskExtend:
+		c.answer = c.hd.(control.ChangeHandler).Extend(a)
 	case control.AskSign:
 		cert, refusal := c.hd.Sign(a)
 		c.answer = control.Signed{RequestID: a.RequestID, Certificate: cert, Refusal: refusal}

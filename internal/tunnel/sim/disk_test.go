@@ -6,6 +6,7 @@ import (
 
 	"tunneld/internal/control"
 	"tunneld/internal/session"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -24,6 +25,7 @@ type disk struct {
 	serial   uint64 // of revocations
 	rights   map[session.ID][]string
 	unwanted map[string]bool // tunnels that are down
+	ages     map[session.ID]*life.Ages
 }
 
 // row is a control connection.

@@ -11,6 +11,7 @@ import (
 	"tunneld/internal/control/wire"
 	"tunneld/internal/secret"
 	"tunneld/internal/session"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
 )
 
@@ -21,6 +22,7 @@ type gateway struct {
 	networks []*network
 	peers    []*peer
 	members  []*member
+	looked   time.Duration // when it looked at lives last
 }
 
 // network is one of a gateway's; the pool is the real one.
@@ -34,6 +36,8 @@ type network struct {
 	pool    *pool.Pool
 	all     []netip.Addr // every address it can lease, of the first family
 	routes  []netip.Prefix
+	terms   wire.Lifetime
+	extend  time.Duration
 }
 
 // peer is a node's control connection (control.Handler).
@@ -43,6 +47,7 @@ type peer struct {
 	node   string
 	nodeID session.ID
 	serial uint64
+	proven life.Instant // when it was proved last who the node is; 0: not in this life of the daemon
 }
 
 // member is a session that has its addresses and a place in the data plane.
@@ -53,6 +58,12 @@ type member struct {
 	local  uint32
 	open   bool
 	routes []netip.Prefix
+
+	life    life.Life
+	hard    life.Instant // when the data plane stops it
+	held    bool
+	packets uint64
+	cause   wire.Cause // of its end, once its time is over
 }
 
 func (w *world) keyPair() (secret.Value, [32]byte) {
@@ -78,6 +89,7 @@ func (w *world) newGateway(i, networks, room int) *gateway {
 		}
 		n.private, n.public = w.keyPair()
 		n.reroute(0)
+		n.timed(w)
 		for a := n.pools[0].Addr().Next().Next(); n.pools[0].Contains(a.Next()); a = a.Next() {
 			n.all = append(n.all, a)
 		}
@@ -129,6 +141,9 @@ func (g *gateway) starts() {
 		p.c = g.w.newConn(g.h, control.Responder, r.id, "", p)
 		p.c.done = func() { g.forgetPeer(p) }
 		g.peers = append(g.peers, p)
+		for _, m := range p.members() {
+			m.restore(g.h.graceLeft(rec))
+		}
 		p.c.restored(rec, g.h.graceLeft(rec))
 	}
 	for _, n := range g.networks {
@@ -144,6 +159,7 @@ func (g *gateway) starts() {
 		o()
 	}
 	g.cutRevoked()
+	g.looks(1)
 }
 
 // graceLeft is that of internal/tunnel.
@@ -176,6 +192,7 @@ func (g *gateway) forgetMember(m *member) {
 func (g *gateway) newMember(p *peer, s control.Session) *member {
 	m := &member{id: s.ID, n: g.network(s.Network), p: p, local: s.LocalID, routes: s.Routes}
 	g.members = append(g.members, m)
+	m.begin(s)
 	return m
 }
 
@@ -347,6 +364,9 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 	if !p.may(n.name) {
 		return control.Grant{}, refusal(wire.CauseNetworkRight)
 	}
+	if r := n.terms.Reauth; r > 0 && g.w.instant().Since(p.proven) >= r {
+		return control.Grant{}, refusal(wire.CauseReauth)
+	}
 	id := g.w.newID()
 	l, err := n.pool.Lease(id, p.node, g.h.wall())
 	if err != nil {
@@ -358,7 +378,7 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 		peers = append(peers, a.Addr())
 	}
 	return control.Grant{ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: l.Addresses, Peers: peers,
-		Routes: n.routes, MTU: 1420, Timers: n.timers}, nil
+		Routes: n.routes, MTU: 1420, Timers: n.timers, Lifetime: n.terms, Began: g.h.wall()}, nil
 }
 
 // replace makes room for a node's new session.
@@ -407,9 +427,21 @@ func (p *peer) Notify(a control.Action) {
 	g := p.g
 	switch a := a.(type) {
 	case control.Opened:
+		p.provenNow()
 		g.soon(func() { g.tidy(p.nodeID) })
 	case control.Resumed:
 		g.w.stats.resumes++
+		p.provenNow()
+	case control.WasSuspended:
+		p.suspendedNow()
+	case control.HoldChanged:
+		if m := g.member(a.Session.ID); m != nil {
+			m.held = a.Session.Held
+			g.w.ghost.sessions[m.id].heldAt = g.w.now
+			m.life.CheckAt = 0
+		}
+	case control.SessionExtended:
+		g.extended(a.Session)
 	case control.SessionUp:
 		if m := g.member(a.Session.ID); m != nil {
 			m.open = true
@@ -495,3 +527,17 @@ func (g *gateway) cutRevoked() {
 }
 
 var _ control.KeyHandler = (*peer)(nil)
+
+// extended gives a session its longer life.
+func (g *gateway) extended(s control.Session) {
+	m := g.member(s.ID)
+	if m == nil {
+		return
+	}
+	if s.Extended > m.n.extend {
+		broken("P5", "%s lets session %v live %v longer, its network allows %v", g.h.name, s.ID, s.Extended, m.n.extend)
+	}
+	g.w.ghost.sessions[s.ID].extended = s.Extended
+	m.life.Terms = m.n.lifetimeOf(s)
+	m.deadline()
+}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,13 +17,13 @@ import (
 // against what happens.
 type ghost struct {
 	w        *world
-	sessions map[session.ID]*life
+	sessions map[session.ID]*lived
 	answered map[string]uint64 // highest resume attempt a gateway's connection has answered
 	freed    map[string]freed  // by gateway, network and address
 }
 
-// life is one session as the world knows it.
-type life struct {
+// lived is one session as the world knows it.
+type lived struct {
 	id        session.ID
 	gateway   *gateway
 	node      string
@@ -35,6 +36,8 @@ type life struct {
 	doom      string                  // the reason
 	durable   bool                    // it was on disk
 	toldIn    int                     // life of the gateway's daemon that was told of the end
+	was       map[string]freed        // what it took its address from
+	truth
 }
 
 // freed is who had an address, and until when.
@@ -45,7 +48,7 @@ type freed struct {
 }
 
 func (g *ghost) init() {
-	g.sessions, g.answered, g.freed = map[session.ID]*life{}, map[string]uint64{}, map[string]freed{}
+	g.sessions, g.answered, g.freed = map[session.ID]*lived{}, map[string]uint64{}, map[string]freed{}
 }
 
 // doom notes why a session may end from now on.
@@ -277,7 +280,7 @@ func (g *ghost) ends(c *conn) {
 			broken("equal", "%s has session %v (%v) and %s has not", c.h.name, s.ID, s.State, o.h.name)
 		}
 		if t := theirs[i]; s.State != session.Established || t.State != session.Established || s.LocalID != t.RemoteID || s.RemoteID != t.LocalID ||
-			!slices.Equal(s.Routes, t.Routes) || s.Timers != t.Timers || s.Held != t.Held || s.KeyEpoch != t.KeyEpoch ||
+			!slices.Equal(s.Routes, t.Routes) || s.Timers != t.Timers || s.Held != t.Held || s.MTU != t.MTU || s.Lifetime != t.Lifetime || s.Offer != nil || t.Offer != nil || s.KeyEpoch != t.KeyEpoch ||
 			!s.PresharedKey.Equal(t.PresharedKey) || !s.NextPresharedKey.Equal(t.NextPresharedKey) {
 			broken("equal", "session %v when all is quiet: %s has %v, routes %v, key epoch %d; %s has %v, routes %v, key epoch %d",
 				s.ID, c.h.name, s.State, s.Routes, s.KeyEpoch, o.h.name, t.State, t.Routes, t.KeyEpoch)
@@ -293,11 +296,18 @@ func (g *ghost) granted(gw *gateway, n *network, id session.ID, node string, add
 		}
 	}
 	g.comesBack(gw, n, node, addresses[0])
+	was := map[string]freed{}
 	for _, a := range addresses {
-		delete(g.freed, gw.h.name+"/"+n.name+"/"+a.String())
+		key := gw.h.name + "/" + n.name + "/" + a.String()
+		if f, ok := g.freed[key]; ok {
+			was[key] = f
+		}
+		delete(g.freed, key)
 	}
 	g.w.stats.sessions++
-	g.sessions[id] = &life{id: id, gateway: gw, node: node, network: n.name, addresses: addresses, nodeKey: key, alive: true, psk: map[uint32]secret.Value{}}
+	g.sessions[id] = &lived{id: id, gateway: gw, node: node, network: n.name, addresses: addresses, nodeKey: key, alive: true, psk: map[uint32]secret.Value{},
+		was:   was,
+		truth: truth{began: g.w.now, provenAt: g.w.now}}
 }
 
 // comesBack checks the second half of P4: a node gets back what it had, and
@@ -386,7 +396,12 @@ func (g *ghost) restarted(gw *gateway) {
 		if l.gateway != gw {
 			continue
 		}
+		if l.alive && !alive[l.id] && !l.durable { // it never came to be
+			maps.Copy(g.freed, l.was)
+		}
 		l.alive = alive[l.id]
+		l.blind = l.blind || gw.h.stepped && !l.aged
+		l.seenFrom = g.w.now
 		if !l.alive && l.up && l.doom == "" {
 			broken("P1", "session %v did not outlive the restart of %s", l.id, gw.h.name)
 		}

@@ -33,6 +33,8 @@ type link struct {
 	failures int
 	waits    int // number of the present sleep
 	serial   uint32
+	proofs   int // number of the present wait for the next proof
+	provenAt time.Duration
 }
 
 // tunnel is one that is configured.
@@ -345,14 +347,16 @@ func (k *linkConn) Notify(a control.Action) {
 	l := k.l
 	switch a := a.(type) {
 	case control.Opened:
-		l.up = true
+		l.up, l.provenAt = true, l.n.w.now
 	case control.Resumed:
-		l.up = true
+		l.up, l.provenAt = true, l.n.w.now
 		l.all(session.Established)
+		l.proves()
 	case control.SessionUp:
 		if t := l.labelled(a.Session.Label); t != nil {
 			t.session, t.state, t.failures, t.cause = &a.Session, session.Established, 0, wire.CauseNone
 		}
+		l.proves()
 	case control.SessionRefused:
 		if t := l.labelled(a.Label); t != nil {
 			t.refused(a.Result)
@@ -385,6 +389,7 @@ func (l *link) all(to session.State) {
 func (t *tunnel) refused(res wire.Result) {
 	t.cause = res.Cause
 	t.givenUp = res.Cause.Advice() == wire.GiveUp
+	t.reprove(res.Cause)
 	t.failures++
 	t.retryAt = t.l.n.w.now + t.l.n.backoff(t.failures)
 	t.state = session.Idle
@@ -395,6 +400,15 @@ func (t *tunnel) down(res wire.Result) {
 	if t.wanted {
 		t.cause = res.Cause
 		t.givenUp = res.Cause.Advice() == wire.GiveUp
+		t.reprove(res.Cause)
+	}
+}
+
+// reprove has the link make a new transport where the proof of the present one is
+// too old.
+func (t *tunnel) reprove(c wire.Cause) {
+	if c == wire.CauseReauth {
+		t.l.redial = t.l.up
 	}
 }
 

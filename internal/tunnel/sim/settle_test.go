@@ -200,7 +200,7 @@ func (t *tunnel) settled() error {
 func (t *tunnel) excused() bool {
 	d := t.l.g.h.disk
 	return d.revoked[t.l.n.h.id] || !slices.Contains(d.rights[t.l.n.h.id], t.network) ||
-		t.givenUp && (t.cause == wire.CauseNetworkRight || t.cause == wire.CauseReplaced) ||
+		t.givenUp && (t.cause == wire.CauseNetworkRight || t.cause == wire.CauseReplaced || t.cause == wire.CauseIdle) ||
 		t.cause == wire.CausePoolExhausted
 }
 
