@@ -27,7 +27,7 @@ import (
 // descriptor 3, over the stage in descriptor 4.
 const stepVariable = "TUNNELD_MEMFILE_STEP"
 
-const maxSteps = 64
+const maxSteps = 24
 
 // A stage is memory that both processes see.
 type stage struct {
