@@ -45,6 +45,7 @@ type server struct {
 	guard    guard
 	routes   map[string]route // by path
 	answers  *answers         // of requests that must not be done twice
+	locks    locks            // what is being changed, and by whom
 	life     context.Context  // ends with serve
 	streams  chan struct{}    // one token for each reader of events
 	refused  rate.Sometimes   // bounds the log lines that a refused caller can cause
@@ -189,9 +190,22 @@ func write[Q, A any](ask func(context.Context, Manager, Q) (A, error)) func(*ser
 			return
 		}
 		s.released(w)
+		if c, ok := any(req).(changer); ok {
+			free, err := s.locks.take(c.changes(), s.holderOf(r))
+			if err != nil {
+				s.fail(w, err)
+				return
+			}
+			defer free()
+		}
 		answer, err := ask(r.Context(), s.manager, req)
 		s.answer(w, r, answer, err)
 	}
+}
+
+// holderOf says who asks for a change.
+func (s *server) holderOf(r *http.Request) holder {
+	return holder{userName(peerFrom(r.Context()).uid), s.routes[r.URL.Path].verb, RequestOf(r.Context())}
 }
 
 // queryOnly reads the arguments of a request that may have no body. One that
