@@ -52,7 +52,7 @@ fuzz: ## every fuzz target for FUZZTIME each (default 10s)
 	.ci/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: root all ## bare wireguard-go and ours, side by side (root; BENCH_JSON=FILE)
+bench: root all ## ours beside bare wireguard-go and bare TLS handshakes (root; BENCH_JSON=FILE)
 	.ci/deps bench
 	$(GOBUILD) -o bin/bench ./internal/netlab/bench
 	TUNNELD_BIN=$(CURDIR)/bin/tunneld TUNNELCTL_BIN=$(CURDIR)/bin/tunnelctl bin/bench

@@ -25,7 +25,7 @@ func documents(t *testing.T) map[string]string {
 			docs[name] = string(content)
 		}
 	})
-	for _, want := range []string{"README.md", "docs/architecture.md", "docs/operations.md", "docs/protocol.md", "docs/security.md"} {
+	for _, want := range []string{"README.md", "docs/architecture.md", "docs/operations.md", "docs/performance.md", "docs/protocol.md", "docs/security.md"} {
 		if docs[want] == "" {
 			t.Errorf("%s is missing", want)
 		}
