@@ -44,7 +44,7 @@ func newLoop(t testing.TB) *loop {
 }
 
 // newLoopOf is newLoop with another configuration.
-func newLoopOf(t *testing.T, c Config) *loop {
+func newLoopOf(t testing.TB, c Config) *loop {
 	t.Helper()
 	e, err := New(c)
 	if err != nil {
