@@ -9,6 +9,35 @@ import (
 	"testing"
 )
 
+// TestMain lets this program be the crowd, as bench is.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "crowd" {
+		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
+// TestControl takes every figure of the control plane once, of a few nodes.
+func TestControl(t *testing.T) {
+	b := &bench{rounds: 1, nodes: 5, quiet: 1, progress: t.Output()}
+	r, err := b.measure(t.Context(), []part{(*bench).control})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, s := range r.Own {
+		got[s.Name] = s.Spread.Median
+	}
+	for _, name := range []string{"bare TLS handshakes", "set-ups", "resumes", "storm: all back after", "storm: a new log-in meanwhile", "storm: peak memory / steady"} {
+		if got[name] <= 0 {
+			t.Errorf("%s = %v, want something", name, got[name])
+		}
+	}
+	if lost, ok := got["storm: sessions lost"]; !ok || lost != 0 {
+		t.Errorf("%v sessions were lost in the storm (counted: %v), want none", lost, ok)
+	}
+}
+
 func TestSpreadOf(t *testing.T) {
 	tests := []struct {
 		in   []float64

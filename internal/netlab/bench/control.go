@@ -169,7 +169,7 @@ func (b *bench) storm(ctx context.Context, s *stage, r *report) error {
 	if _, err := s.do("Connect", all); err != nil {
 		return err
 	}
-	steady, err := s.settled(ctx)
+	steady, err := s.settled(ctx, b.quiet)
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (b *bench) suspended(ctx context.Context, s *stage, empty float64, r *repor
 	if _, err := s.restarted(ctx); err != nil {
 		return err
 	}
-	held, err := s.settled(ctx)
+	held, err := s.settled(ctx, b.quiet)
 	if err != nil {
 		return err
 	}
@@ -227,10 +227,10 @@ func (b *bench) suspended(ctx context.Context, s *stage, empty float64, r *repor
 	return nil
 }
 
-// settled is what the gateway holds when that changes no more: a daemon gives
-// back what many handshakes have left behind some time after the last.
-func (s *stage) settled(ctx context.Context) (held float64, err error) {
-	const look, looks = time.Second, 25
+// settled is what the gateway holds when so many looks, a second apart, have found
+// the same: a daemon gives back what many handshakes have left behind some time after the last.
+func (s *stage) settled(ctx context.Context, looks int) (held float64, err error) {
+	const look = time.Second
 	for same := 0; same < looks; same++ {
 		before := held
 		if held, err = heldMiB(s.gateway.Process()); err != nil {

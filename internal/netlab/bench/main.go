@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	b := &bench{progress: stderr}
+	b := &bench{progress: stderr, quiet: 25}
 	flags.IntVar(&b.rounds, "rounds", 7, "how often each figure is taken")
 	seconds := flags.Float64("seconds", 2, "how long each throughput is measured")
 	flags.IntVar(&b.nodes, "nodes", 5000, "how many nodes the gateway loses at once")
@@ -84,6 +84,7 @@ type part func(b *bench, ctx context.Context, lab *netlab.Lab, bin netlab.Binari
 type bench struct {
 	rounds   int
 	nodes    int           // of the crowd
+	quiet    int           // seconds in which memory does not change before it counts
 	length   time.Duration // of one measurement of throughput
 	progress io.Writer
 }
