@@ -16,6 +16,11 @@
 // The threads find sessions without locks: by receiver index in an array
 // (table), by inner address in a persistent trie that is replaced as a whole
 // (bart). Keys are held while a batch uses them, and wiped when nobody does.
+//
+// With a Keeper an engine outlives its process: sockets and TUN devices are kept
+// for the next one, and the live keypairs lie in a memory file, where counters
+// and windows are moved by the threads themselves. legacy.go says how another
+// process goes on with them.
 package native
 
 import (
