@@ -82,6 +82,11 @@ func agree(private secret.Value, public [32]byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}
+	return agreeWith(priv, public)
+}
+
+// agreeWith is agree with a key that was read before.
+func agreeWith(priv *ecdh.PrivateKey, public [32]byte) ([]byte, error) {
 	pub, err := ecdh.X25519().NewPublicKey(public[:])
 	if err != nil {
 		return nil, fmt.Errorf("public key: %w", err)

@@ -130,7 +130,7 @@ func (m *Machine) icrq(q *wire.ICRQ) {
 		refuse(wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseBusy})
 		return
 	}
-	shared, err := agree(m.cur.share, q.PublicKey)
+	shared, err := agreeWith(m.cur.share, q.PublicKey)
 	if err == nil && !macEqual(q.KeyProof, keyProof(shared, Initiator, m.cur.binding, [2]uint32{q.LocalID, 0}, q.PublicKey, []byte(q.RemoteEnd))) {
 		err = errors.New("key proof does not hold")
 	}
@@ -250,7 +250,7 @@ func (m *Machine) icrp(r *wire.ICRP) {
 
 // takeGrant verifies the gateway's key and copies what it gives.
 func (m *Machine) takeGrant(s *Session, r *wire.ICRP) error {
-	shared, err := agree(m.cur.share, r.PublicKey)
+	shared, err := agreeWith(m.cur.share, r.PublicKey)
 	if err != nil {
 		return err
 	}

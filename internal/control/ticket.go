@@ -213,7 +213,7 @@ func (m *Machine) claim(s *Session) (*wire.ICRQ, error) {
 	if err != nil {
 		return nil, err
 	}
-	theirs, err := agree(m.cur.share, s.PeerKey)
+	theirs, err := agreeWith(m.cur.share, s.PeerKey)
 	if err != nil {
 		return nil, err
 	}
