@@ -198,6 +198,9 @@ func (m *Machine) setUp(ev SetUp) {
 		m.retime()
 		m.send(&wire.ICCN{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: wire.CircuitStatus{Active: true, New: true}})
 		m.do(SessionUp{*s})
+		if s.Held { // and rebuilt: the ticket does not tell of it
+			m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: &wire.CircuitStatus{}})
+		}
 		return
 	}
 	m.reply(s)

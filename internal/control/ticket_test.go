@@ -149,6 +149,21 @@ func TestRebuild(t *testing.T) {
 	p.wantQuiet()
 }
 
+// TestRebuildOfAHeldSession: the hold is the node's, which tells of it again.
+func TestRebuildOfAHeldSession(t *testing.T) {
+	p := ticketed(t)
+	p.node.step(HoldSession{LocalID: p.node.firstID(), Held: true})
+	p.carry(-1)
+	p.cut()
+	p.loseState()
+	p.resumes()
+	p.resumes()
+	p.wantUp()
+	if !p.node.m.Sessions()[0].Held || !p.gateway.m.Sessions()[0].Held {
+		t.Errorf("held: node %v, gateway %v; want both", p.node.m.Sessions()[0].Held, p.gateway.m.Sessions()[0].Held)
+	}
+}
+
 // TestRebuildDuringAChangeOfKeys: the epoch that was being agreed on is not used
 // a second time.
 func TestRebuildDuringAChangeOfKeys(t *testing.T) {
