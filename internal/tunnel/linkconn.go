@@ -55,7 +55,9 @@ func (c *linkConn) SetUp(s control.Session) *wire.Result {
 	if err := t.setUpLocked(s); err != nil {
 		m.log.Error("session not set up", event.KeyTunnel, t.cfg.Name, event.KeySession, s.ID, event.KeyErr, err)
 		t.closeLocked()
-		t.session = nil
+		if !s.Rebuild { // else its end is told of, and before that no other is asked for
+			t.session = nil
+		}
 		return &wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseLocal, Text: err.Error()}
 	}
 	if !s.Rebuild {
