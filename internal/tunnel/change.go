@@ -250,14 +250,15 @@ func (n *network) lifetimeOf(s control.Session) wire.Lifetime {
 
 // offerTerms offers each session of the connection what the present
 // configuration gives, where that is something else; once, since a node that
-// refused will do so again.
+// refused will do so again. This is asked for while the connection resumes: its
+// View may still be of before.
 func (p *peerConn) offerTerms(ctx context.Context) {
 	var offers []control.OfferChange
 	sessions := p.conn.View().Sessions
 	p.g.mu.Lock()
 	for _, s := range sessions {
 		mb := p.g.members.byID[s.ID]
-		if mb == nil || mb.asked || s.Offer != nil || s.State != session.Established {
+		if mb == nil || mb.asked || s.Offer != nil || mb.state != session.Established {
 			continue
 		}
 		mb.asked = true

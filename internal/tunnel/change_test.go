@@ -9,6 +9,7 @@ import (
 
 	"tunneld/internal/api"
 	"tunneld/internal/config"
+	"tunneld/internal/session"
 )
 
 // left is how long the data plane of a daemon lets a session live.
@@ -139,5 +140,29 @@ func TestChangedConfigurationIsOffered(t *testing.T) {
 	}
 	if n := len(gw.m.gateway.networks[0].pool.Leases()); n != 1 {
 		t.Errorf("%d leases after a refused offer, want 1", n)
+	}
+}
+
+// TestTermsAreOfferedWhileResuming: the wish to offer comes from within the step
+// that resumes, and may be done before the connection's View is of after it.
+func TestTermsAreOfferedWhileResuming(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	node.end()
+	gw.end()
+	gw.cfg.Data.MTU = 1300
+	gw.run()
+	sid, _ := session.ParseID(id)
+	gw.m.gateway.mu.Lock()
+	mb := gw.m.gateway.members.byID[sid]
+	mb.state = session.Established
+	gw.m.gateway.mu.Unlock()
+	mb.conn.offerTerms(t.Context())
+	if s := mb.conn.conn.View().Sessions[0]; s.Offer == nil || s.Offer.MTU != 1300 {
+		t.Errorf("the session has the offer %+v, want the MTU of 1300", s.Offer)
+	}
+	node.run()
+	if got := established(t, gw, node); got != id {
+		t.Errorf("session %v, want %v to go on", got, id)
 	}
 }
