@@ -593,14 +593,18 @@ func TestManySessions(t *testing.T) {
 		t.Errorf("adding one at %d takes %v", n, median)
 	}
 	passesOn(t, a, b, 1, 2, "among many")
-	start, read := time.Now(), 0
-	for range b.device.AllStats() {
-		read++
+	fastest := time.Hour
+	for range 5 { // a busy machine makes some rounds slow, but none fast
+		start, read := time.Now(), 0
+		for range b.device.AllStats() {
+			read++
+		}
+		if fastest = min(fastest, time.Since(start)); read != n+1 {
+			t.Fatalf("read the counters of %d sessions, want all %d", read, n+1)
+		}
 	}
-	if took := time.Since(start); read != n+1 || took > time.Second {
-		t.Errorf("read the counters of %d sessions in %v, want all %d well within a second", read, took, n+1)
-	} else {
-		t.Logf("%v to read all counters", took)
+	if fastest > time.Second {
+		t.Errorf("read the counters of %d sessions in %v, want them well within a second", n+1, fastest)
 	}
 	if goroutines := runtime.NumGoroutine(); goroutines > 100 {
 		t.Errorf("%d goroutines, want a few", goroutines)
