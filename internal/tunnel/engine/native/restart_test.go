@@ -168,7 +168,7 @@ func (s *stream) receive(done <-chan struct{}) {
 	b := make([]byte, 1<<16)
 	for {
 		n, err := unix.Read(s.to, b)
-		if err != nil {
+		if err != nil || n == 0 { // 0: the test has failed, and closed it
 			select {
 			case <-done:
 				return
