@@ -115,8 +115,20 @@ func tcpLength(length time.Duration) time.Duration {
 	return max(time.Second, length.Round(time.Second))
 }
 
-// tcp runs iperf3 and returns the rate in Mbit/s.
-func (p *pair) tcp(ctx context.Context, address string, streams int, length time.Duration) (float64, error) {
+// tcp runs iperf3 and returns the rate in Mbit/s. Its server does not listen for
+// a moment after each run.
+func (p *pair) tcp(ctx context.Context, address string, streams int, length time.Duration) (rate float64, err error) {
+	const tries, pause = 5, 200 * time.Millisecond
+	for range tries {
+		if rate, err = p.tryTCP(ctx, address, streams, length); err == nil || ctx.Err() != nil {
+			return rate, err
+		}
+		time.Sleep(pause)
+	}
+	return 0, err
+}
+
+func (p *pair) tryTCP(ctx context.Context, address string, streams int, length time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, length+settle)
 	defer cancel()
 	out, err := p.left.Run(ctx, "", "iperf3", "-J", "-c", address, "-p", iperfPort, "-P", strconv.Itoa(streams), "-t", fmt.Sprint(tcpLength(length).Seconds()))
