@@ -297,8 +297,7 @@ func (m *Machine) cdn(c *wire.CDN) {
 	switch {
 	case s == nil: // gone already
 	case s.Rebuild && s.State == session.WaitReply && c.Result.Cause.Advice() == wire.RetryLater:
-		m.unclaim(s)
-		m.do(RebuildRefused{m.view(s), c.Result})
+		m.claimRefused(s, c.Result)
 	default:
 		m.end(s, c.Result, true, c.RequestID)
 	}

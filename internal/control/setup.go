@@ -391,7 +391,6 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 			s.Resumes++
 		}
 	}
-	m.renewClaims()
 	for i, p := range m.rec.Unacked {
 		again := *p
 		again.Nr = m.rec.Nr

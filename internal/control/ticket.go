@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"time"
@@ -231,24 +232,18 @@ func (m *Machine) claim(s *Session) (*wire.ICRQ, error) {
 	}, nil
 }
 
-// renewClaims puts claims that the gateway has not journalled in the words of the
-// transport that carries them now. The others are answered in those of theirs.
-func (m *Machine) renewClaims() {
-	for i, p := range m.rec.Unacked {
-		q, ok := p.Message.(*wire.ICRQ)
-		if !ok || len(q.Ticket) == 0 {
-			continue
-		}
-		s := m.byLocal(q.LocalID)
-		if s == nil || !s.Rebuild || s.State != session.WaitReply {
-			continue
-		}
-		if again, err := m.claim(s); err == nil { // else the old one is refused
-			packet := *p
-			packet.Message = again
-			m.rec.Unacked[i] = &packet
-		}
+// claimRefused takes a claim back that the gateway does not grant now. One that was
+// made on an earlier transport is made anew on this one at once: its proof could
+// not hold. That the gateway's cursor does not have it would prove nothing, since
+// what the earlier transport carried may have come after that was written.
+func (m *Machine) claimRefused(s *Session, res wire.Result) {
+	stale := res.Cause == wire.CauseKeyProof && !bytes.HasPrefix(s.Claim.Reveal(), m.cur.binding)
+	m.unclaim(s)
+	if stale {
+		m.rebuild(s)
+		return
 	}
+	m.do(RebuildRefused{m.view(s), res})
 }
 
 // takeRebuilt verifies that the gateway has rebuilt the very session, and copies

@@ -68,7 +68,7 @@ func (w *world) newConn(h *host, role control.Role, id uint32, link string, hd c
 // config is what the machine is made with.
 func (c *conn) config() control.Config {
 	return control.Config{Role: c.role, LocalID: c.id, HostName: c.h.name, RouterID: 7, BootID: c.h.boot,
-		MaxSessions: 8, Rand: c.w, Jitter: c.w.rng.Float64}
+		MaxSessions: 8, Rand: c.w, Jitter: c.w.rng.Float64, Tickets: c.role == control.Responder}
 }
 
 func (c *conn) begins() { c.m = control.New(c.config()) }
@@ -272,6 +272,8 @@ func (c *conn) act(a control.Action) {
 		c.answer = control.Changed{LocalID: a.Session.LocalID, Refusal: c.hd.(control.ChangeHandler).Change(a.Session)}
 	case control.AskExtend:
 		c.answer = c.hd.(control.ChangeHandler).Extend(a)
+	case control.AskTicket:
+		c.answer = control.Ticketed{LocalID: a.Session.LocalID, Ticket: c.hd.(control.TicketHandler).Ticket(a.Session)}
 	case control.AskSign:
 		cert, refusal := c.hd.Sign(a)
 		c.answer = control.Signed{RequestID: a.RequestID, Certificate: cert, Refusal: refusal}

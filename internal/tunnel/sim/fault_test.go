@@ -41,6 +41,7 @@ var happenings = []happening{
 	{6, (*world).steal},
 	{1, (*world).forgetful},
 	{1, (*world).wipe},
+	{2, (*world).loseState},
 }
 
 // happens does one of them.

@@ -23,6 +23,9 @@ type gateway struct {
 	peers    []*peer
 	members  []*member
 	looked   time.Duration // when it looked at lives last
+
+	book       *book
+	rebuilding map[session.ID]string // granted by a ticket, and not set up yet
 }
 
 // network is one of a gateway's; the pool is the real one.
@@ -77,7 +80,7 @@ func (w *world) keyPair() (secret.Value, [32]byte) {
 }
 
 func (w *world) newGateway(i, networks, room int) *gateway {
-	g := &gateway{w: w, h: w.newHost(fmt.Sprintf("gateway%d", i))}
+	g := &gateway{w: w, h: w.newHost(fmt.Sprintf("gateway%d", i)), book: newBook()}
 	for j := range networks {
 		n := &network{
 			name: fmt.Sprintf("net%d", j), cooloff: w.between(10*time.Second, 2*time.Minute),
@@ -113,6 +116,7 @@ func (g *gateway) starts() {
 		}
 		n.pool = p
 	}
+	g.rebuilding = map[session.ID]string{}
 	g.w.ghost.restarted(g)
 	var orphans []func()
 	for _, r := range slices.Clone(g.h.disk.rows) {
@@ -272,7 +276,8 @@ func (p *peer) Save(rec *control.Record) error {
 		for _, s := range rec.Sessions {
 			if !s.ID.IsZero() && !d.known(p.c.id, s.ID) {
 				d.holders[s.Network+"/"+s.Addresses[0].String()] = s.ID
-				p.g.w.ghost.sessions[s.ID].durable = true
+				l := p.g.w.ghost.sessions[s.ID]
+				l.durable, l.lost = true, false
 			}
 		}
 		return d.put(p.c.id, "", rec)
@@ -302,7 +307,7 @@ func (p *peer) ledger(left []control.Session) {
 			continue
 		}
 		p.g.w.ghost.gone(p.c, s.ID, d.ended[s.ID])
-		d.ended[s.ID] = true
+		d.ended[s.ID], p.g.book.ended[s.ID] = true, true
 		if d.holders[s.Network+"/"+s.Addresses[0].String()] != s.ID {
 			continue // replaced: the address is in use again
 		}
@@ -359,6 +364,9 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 	if g.h.disk.revoked[p.nodeID] {
 		return control.Grant{}, refusal(wire.CauseRevoked)
 	}
+	if len(a.Request.Ticket) > 0 {
+		return p.rebuild(a.Request)
+	}
 	p.serial = g.h.disk.serial
 	g.replace(n, p)
 	if !p.may(n.name) {
@@ -373,12 +381,17 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CausePoolExhausted}
 	}
 	g.w.ghost.granted(g, n, id, p.node, l.Addresses, a.Request.PublicKey)
+	return g.grant(n, id, l.Addresses), nil
+}
+
+// grant is what a session with these addresses gets.
+func (g *gateway) grant(n *network, id session.ID, addresses []netip.Addr) control.Grant {
 	var peers []netip.Addr
 	for _, a := range n.pool.Gateway() {
 		peers = append(peers, a.Addr())
 	}
-	return control.Grant{ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: l.Addresses, Peers: peers,
-		Routes: n.routes, MTU: 1420, Timers: n.timers, Lifetime: n.terms, Began: g.h.wall()}, nil
+	return control.Grant{ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: addresses, Peers: peers,
+		Routes: n.routes, MTU: 1420, Timers: n.timers, Lifetime: n.terms, Began: g.h.wall()}
 }
 
 // replace makes room for a node's new session.
@@ -399,7 +412,9 @@ func (g *gateway) replace(n *network, p *peer) {
 func (p *peer) SetUp(s control.Session) *wire.Result {
 	p.g.w.ghost.keyed(s)
 	m := p.g.newMember(p, s)
+	p.g.rebuilt(s.ID)
 	if !p.g.w.healed && p.g.w.chance(40) {
+		p.g.w.ghost.doom(s.ID, "no data plane")
 		p.g.drop(m, "no data plane")
 		return &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseLocal}
 	}
@@ -454,6 +469,7 @@ func (p *peer) Notify(a control.Action) {
 			g.drop(m, "down")
 		} else if n := g.network(a.Session.Network); n != nil {
 			n.pool.Cancel(a.Session.ID)
+			delete(g.rebuilding, a.Session.ID)
 			g.w.ghost.release(a.Session.ID, "never set up")
 		}
 	}
@@ -471,6 +487,7 @@ func (g *gateway) member(id session.ID) *member {
 // drop takes a session off the data plane and frees its addresses.
 func (g *gateway) drop(m *member, why string) {
 	g.forgetMember(m)
+	g.book.ended[m.id] = true
 	m.n.pool.Free(m.id, g.h.wall())
 	g.w.ghost.release(m.id, why)
 }
@@ -505,6 +522,11 @@ func (g *gateway) revoke(node session.ID) {
 		if m.p.nodeID == node {
 			m.open = false
 			g.w.ghost.doom(m.id, "revoked")
+		}
+	}
+	for _, t := range g.book.tickets { // of sessions that were lost as well
+		if t.nodeID == node {
+			g.w.ghost.doom(t.id, "revoked")
 		}
 	}
 	for _, r := range d.rows {

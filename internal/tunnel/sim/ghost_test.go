@@ -34,6 +34,8 @@ type lived struct {
 	alive     bool                    // it has its address
 	up        bool                    // packets could flow: it may end only for a reason
 	doom      string                  // the reason
+	lost      bool                    // with all that its gateway had of it, and not rebuilt
+	over      bool                    // its end was told of
 	durable   bool                    // it was on disk
 	toldIn    int                     // life of the gateway's daemon that was told of the end
 	was       map[string]freed        // what it took its address from
@@ -270,7 +272,7 @@ func (g *ghost) ends(c *conn) {
 	if a, b := c.m.Record(), o.m.Record(); a.Serial != b.Serial || a.Serial == 0 || a.Major > a.Serial || b.Major > b.Serial {
 		broken("equal", "%s stands at checkpoint %d (major %d) and %s at %d (major %d) when all is quiet", c.h.name, a.Serial, a.Major, o.h.name, b.Serial, b.Major)
 	}
-	mine, theirs := c.m.Sessions(), o.m.Sessions()
+	mine, theirs := known(c), known(o)
 	if len(mine) != len(theirs) {
 		broken("equal", "%s and %s have %d and %d sessions when all is quiet", c.h.name, o.h.name, len(mine), len(theirs))
 	}
@@ -286,6 +288,12 @@ func (g *ghost) ends(c *conn) {
 				s.ID, c.h.name, s.State, s.Routes, s.KeyEpoch, o.h.name, t.State, t.Routes, t.KeyEpoch)
 		}
 	}
+}
+
+// known are the sessions of a connection, but for those that the node has yet to
+// claim.
+func known(c *conn) []control.Session {
+	return slices.DeleteFunc(c.m.Sessions(), func(s control.Session) bool { return s.Rebuild })
 }
 
 // granted begins the life of a session, and checks P4.
@@ -359,6 +367,7 @@ func (g *ghost) ended(c *conn, s control.Session, res wire.Result) {
 		broken("P1", "%s ends session %v without a reason of ours: %s", c.h.name, s.ID, res.Describe(wire.TypeCDN))
 	}
 	if c.role == control.Responder {
+		l.over = true
 		if l.toldIn == c.h.life {
 			broken("P7", "%s is told twice of the end of session %v", c.h.name, s.ID)
 		}
@@ -379,6 +388,7 @@ func (g *ghost) gone(c *conn, id session.ID, already bool) {
 	if l.up && l.doom == "" {
 		broken("P1", "session %v is gone from the disk of %s without a reason of ours", id, c.h.name)
 	}
+	l.over = true
 	g.release(id, "ended on disk")
 	g.w.stats.ends++
 }
@@ -402,7 +412,7 @@ func (g *ghost) restarted(gw *gateway) {
 		l.alive = alive[l.id]
 		l.blind = l.blind || gw.h.stepped && !l.aged
 		l.seenFrom = g.w.now
-		if !l.alive && l.up && l.doom == "" {
+		if !l.alive && l.up && l.doom == "" && !l.lost {
 			broken("P1", "session %v did not outlive the restart of %s", l.id, gw.h.name)
 		}
 	}

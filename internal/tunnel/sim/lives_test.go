@@ -186,9 +186,12 @@ func (p *peer) Change(control.Session) *wire.Result { panic("asked of a gateway"
 func (k *linkConn) Extend(control.AskExtend) control.Extended { panic("asked of a node") }
 
 // Change takes a gateway's terms, mostly.
-func (k *linkConn) Change(control.Session) *wire.Result {
+func (k *linkConn) Change(s control.Session) *wire.Result {
 	if k.l.n.w.chance(4) {
 		return refusal(wire.CauseLocal)
+	}
+	if g := &k.l.n.w.ghost; g.sessions[s.ID].lost {
+		g.doom(s.ID, "changed while its gateway lost it: the ticket tells of other terms")
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func (n *node) starts() {
 func (l *link) restore(id uint32, rec *control.Record) {
 	l.c = l.newConn(id)
 	for _, s := range rec.Sessions {
-		if t := l.labelled(s.Label); t != nil && s.State == session.Established {
+		if t := l.labelled(s.Label); t != nil && (s.State == session.Established || s.Rebuild) {
 			t.session, t.state = &s, session.Suspended
 			if !s.NextPresharedKey.IsZero() { // it outlived a restart
 				l.c.hd.(*linkConn).settleKey(s)
@@ -192,6 +192,14 @@ func (l *link) ask() {
 			l.c.do(control.CloseSession{LocalID: t.session.LocalID, Result: administrative(wire.CauseUser)})
 			continue
 		}
+		if s := l.unclaimed(t); s != nil && t.failures > 0 {
+			if left := t.retryAt - l.n.w.now; left > 0 {
+				wait = min(wait, left)
+			} else {
+				l.c.do(control.RebuildSession{LocalID: s.LocalID})
+			}
+			continue
+		}
 		if !t.wanted || t.givenUp || t.session != nil || t.state == session.WaitReply || l.c == nil {
 			continue
 		}
@@ -205,6 +213,19 @@ func (l *link) ask() {
 		l.c.do(control.OpenSession{Network: t.network, Label: t.label, Serial: l.serial, PrivateKey: private, PublicKey: public})
 	}
 	l.sleep(wait)
+}
+
+// unclaimed is the session of a tunnel that its gateway has lost and not rebuilt.
+func (l *link) unclaimed(t *tunnel) *control.Session {
+	if l.c == nil {
+		return nil
+	}
+	for _, s := range l.c.m.Sessions() {
+		if s.Rebuild && s.Label == t.label {
+			return &s
+		}
+	}
+	return nil
 }
 
 // dial makes a transport, which takes a while and may fail.
@@ -332,10 +353,14 @@ func (k *linkConn) Sign(control.AskSign) ([]byte, *wire.Result) { panic("asked o
 func (k *linkConn) SetUp(s control.Session) *wire.Result {
 	t := k.l.labelled(s.Label)
 	if t == nil || !t.wanted {
+		k.l.n.w.ghost.doom(s.ID, "not wanted")
 		return refusal(wire.CauseUser)
 	}
 	if !k.l.n.w.healed && k.l.n.w.chance(40) {
-		t.session = nil
+		k.l.n.w.ghost.doom(s.ID, "not set up at its node")
+		if !s.Rebuild { // as internal/tunnel: else its end is told of
+			t.session = nil
+		}
 		return &wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseLocal}
 	}
 	t.session = &s
@@ -360,6 +385,11 @@ func (k *linkConn) Notify(a control.Action) {
 	case control.SessionRefused:
 		if t := l.labelled(a.Label); t != nil {
 			t.refused(a.Result)
+		}
+	case control.RebuildRefused:
+		if t := l.labelled(a.Session.Label); t != nil {
+			t.failures++
+			t.retryAt = l.n.w.now + l.n.backoff(t.failures)
 		}
 	case control.SessionDown:
 		l.n.w.ghost.ended(k.c, a.Session, a.Result)

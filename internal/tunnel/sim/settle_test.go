@@ -223,7 +223,7 @@ func (w *world) ledgers() error {
 			}
 		}
 		for id, l := range w.ghost.sessions {
-			if l.gateway == g && l.up && on[id] == nil && !g.h.disk.ended[id] {
+			if l.gateway == g && l.up && !l.lost && on[id] == nil && !g.h.disk.ended[id] {
 				broken("P7", "session %v of %s was up and has no end in the record", id, l.node)
 			}
 		}

@@ -82,6 +82,8 @@ func (s *stats) add(o *stats) {
 	s.full += o.full
 	s.clocks += o.clocks
 	s.thefts += o.thefts
+	s.losses += o.losses
+	s.rebuilds += o.rebuilds
 	if s.pairs == nil {
 		s.pairs = map[pair]int{}
 	}
@@ -168,8 +170,8 @@ func schedules() int {
 
 func summary(t *tally) string {
 	slices.Sort(t.each)
-	return fmt.Sprintf("schedules=%d seeds=%d-%d steps=%d median-steps=%d cuts=%d crashes=%d resumes=%d sessions=%d ends=%d saves=%d failed-saves=%d clock-steps=%d thefts=%d",
-		t.n, *fromFlag, *fromFlag+uint64(t.n)-1, t.steps, t.each[t.n/2], t.cuts, t.crashes, t.resumes, t.sessions, t.ends, t.saves, t.full, t.clocks, t.thefts)
+	return fmt.Sprintf("schedules=%d seeds=%d-%d steps=%d median-steps=%d cuts=%d crashes=%d resumes=%d sessions=%d ends=%d saves=%d failed-saves=%d clock-steps=%d thefts=%d losses=%d rebuilds=%d",
+		t.n, *fromFlag, *fromFlag+uint64(t.n)-1, t.steps, t.each[t.n/2], t.cuts, t.crashes, t.resumes, t.sessions, t.ends, t.saves, t.full, t.clocks, t.thefts, t.losses, t.rebuilds)
 }
 
 // TestReplay: one seed is one schedule, or a failure could not be looked at.

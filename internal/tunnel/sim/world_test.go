@@ -33,8 +33,8 @@ type world struct {
 
 // stats is what a schedule amounts to.
 type stats struct {
-	steps, cuts, crashes, resumes, sessions, ends, saves, full, clocks, thefts int
-	pairs                                                                      map[pair]int
+	steps, cuts, crashes, resumes, sessions, ends, saves, full, clocks, thefts, losses, rebuilds int
+	pairs                                                                                        map[pair]int
 }
 
 // epoch is when every schedule begins.
