@@ -279,6 +279,9 @@ func (p *peer) Save(rec *control.Record) error {
 				l := p.g.w.ghost.sessions[s.ID]
 				l.durable, l.lost = true, false
 			}
+			if l := p.g.w.ghost.sessions[s.ID]; l != nil { // it may be killed before it is told
+				l.extended = max(l.extended, s.Extended)
+			}
 		}
 		return d.put(p.c.id, "", rec)
 	})
