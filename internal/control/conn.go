@@ -56,6 +56,7 @@ type View struct {
 	LocalID  uint32
 	Pending  int    // messages the peer is not known to have journalled
 	Serial   uint64 // of the checkpoint it stands at; 0: not known
+	InUse    bool   // the peer has used the present transport, too
 }
 
 // Conn drives a Machine: the goroutine of Run owns it.
@@ -326,7 +327,7 @@ func (c *Conn) writeAgain() {
 func (c *Conn) look() {
 	id, name, _ := c.m.Peer()
 	local, _ := c.m.IDs()
-	c.view.Store(&View{c.m.State(), c.m.Sessions(), name, id, local, c.m.Pending(), c.m.rec.Serial})
+	c.view.Store(&View{c.m.State(), c.m.Sessions(), name, id, local, c.m.Pending(), c.m.rec.Serial, c.m.InUse()})
 }
 
 func (c *Conn) send(a Send) {

@@ -109,6 +109,7 @@ type link struct {
 	request   *wire.SCCRQ // a responder's: what it answers
 	promoteTo bool        // the proof was made with NextKey
 	beside    bool        // another transport carried the connection when this one was taken
+	heard     bool        // the peer has used it since its set-up
 }
 
 // phase is how far a link has been set up.
@@ -179,6 +180,10 @@ func (m *Machine) view(s *Session) Session {
 	}
 	return v
 }
+
+// InUse reports whether the peer has used the present transport, too, since it was
+// set up: it has taken over from the one before at both ends.
+func (m *Machine) InUse() bool { return m.cur != nil && m.cur.heard }
 
 // Pending is the number of messages the peer is not known to have journalled.
 func (m *Machine) Pending() int { return len(m.rec.Unacked) }
@@ -410,6 +415,7 @@ func (m *Machine) received(ev Received) {
 
 // currentMessage takes a message of the transport in use: numbers first.
 func (m *Machine) currentMessage(p *wire.Packet) {
+	m.cur.heard = true
 	m.heard()
 	if p.ConnID != m.rec.LocalID || !m.acknowledged(p.Nr) {
 		m.wrong(p, "header of another connection")

@@ -407,3 +407,21 @@ func TestTimersLeftOut(t *testing.T) {
 		t.Errorf("timers = %+v, want %+v", got, DefaultTimers)
 	}
 }
+
+// TestInUse: a transport is in use when the peer has said something on it that is
+// no part of its set-up.
+func TestInUse(t *testing.T) {
+	p := established(t)
+	if !p.node.m.InUse() || !p.gateway.m.InUse() {
+		t.Error("an established connection's transport is not in use")
+	}
+	p.connect()
+	p.carry(2) // SCCRQ, SCCRP
+	if p.node.m.State() != session.Established || p.node.m.InUse() {
+		t.Errorf("with SCCCN under way the node is %v and calls the new transport in use: %v", p.node.m.State(), p.node.m.InUse())
+	}
+	p.carry(-1)
+	if !p.node.m.InUse() || !p.gateway.m.InUse() {
+		t.Error("a transport that has taken over is not in use")
+	}
+}

@@ -149,6 +149,13 @@ func (l *link) renewTransportLocked(now time.Time, wait *time.Duration) {
 		*wait = min(*wait, max(l.renewAt.Sub(now), keyConfirm))
 		return
 	}
+	// The gateway takes a newer one for the last try of a node whose present one
+	// is half dead, and gives that up, words of ours on it that it has not read
+	// included.
+	if !l.conn.View().InUse {
+		*wait = min(*wait, keyConfirm)
+		return
+	}
 	l.renewAt = now.Add(min(keyRetry, p.control)) // unless it succeeds
 	l.octets.Store(0)
 	l.redial = true
