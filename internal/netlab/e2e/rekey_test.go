@@ -96,10 +96,3 @@ func TestControlRedial(t *testing.T) {
 	}
 	w.check(s.Alive(w.patience()))
 }
-
-func (w *world) status(d *netlab.Daemon) netlab.TunnelStatus {
-	w.t.Helper()
-	tunnel, err := d.WaitTunnel(w.patience(), office, "there", func(netlab.TunnelStatus) bool { return true })
-	w.check(err)
-	return tunnel
-}
