@@ -41,11 +41,12 @@ func newLane(c net.Conn, length int) *lane {
 }
 
 func (s *lane) Send(b []byte) bool {
+	s.sent.Add(1) // before it can arrive
 	select {
 	case s.queue <- bytes.Clone(b):
-		s.sent.Add(1)
 		return true
 	default:
+		s.sent.Add(-1)
 		s.dropped.Add(1)
 		return false
 	}
