@@ -32,7 +32,8 @@ func (s told) kinds() (all []string) {
 }
 
 // TestStory: a session is extended, its gateway killed, and it is closed; both
-// ends tell that, also when they have been restarted since, by the same requests.
+// ends tell that by the same requests, and what they have told they still tell
+// when they have been killed since.
 func TestStory(t *testing.T) {
 	w := newTimedOffice(t, "absolute = \"1h\"\nextend = \"1h\"")
 	alice := w.node("alice")
@@ -44,6 +45,8 @@ func TestStory(t *testing.T) {
 	w.resumed(alice, 1)
 	w.ctl(w.hq, "session", "kill", before.Session, "--reason", "maintenance")
 	w.eventually("the end at the node", func() bool { return w.recorded(alice, "session-closed", before.Session, "") })
+	w.story(w.hq, before.Session)
+	w.story(alice, before.Session)
 	w.check(w.hq.Process().Kill9(), alice.Process().Kill9())
 	w.start(w.hq)
 	w.start(alice)
