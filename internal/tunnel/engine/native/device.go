@@ -141,9 +141,6 @@ func (d *Device) Add(s engine.Session) error {
 	d.sessions[s.ID], d.byKey[s.PeerKey] = p, p
 	p.meter.Configure(s)
 	p.configure(s, created)
-	if created {
-		p.adopt(now())
-	}
 	d.routeLocked(p, s.AllowedIPs)
 	p.meter.SetGate(s.Gate)
 	return nil
@@ -176,7 +173,9 @@ func (p *peer) inherit(old *peer) {
 	p.parked, p.parkedDoubt = old.parked, old.parkedDoubt
 }
 
-// configure makes a session what s says, except for its prefixes and gate.
+// configure makes a session what s says, except for its prefixes and gate. A new
+// one has what the process before had for it when the agenda first looks at it:
+// else the keepalive that is due at once would start a handshake.
 func (p *peer) configure(s engine.Session, created bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -202,6 +201,9 @@ func (p *peer) configure(s engine.Session, created bool) {
 		}
 	}
 	p.keepalive = s.Keepalive
+	if created {
+		p.adoptLocked(now())
+	}
 }
 
 // routeLocked makes the prefixes of p exactly these.

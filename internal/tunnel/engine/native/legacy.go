@@ -279,9 +279,9 @@ func (p *peer) keypairLocked(e *entry, keys *noise.Keys) *noise.Keypair {
 
 var errNoSlot = errors.New("native: the memory file is full; some sessions will need a handshake after a restart")
 
-// adopt goes on with the keypairs that the process before this one had for p,
+// adoptLocked goes on with the keypairs that the process before this one had for p,
 // if both ends have the keys they had.
-func (p *peer) adopt(t noise.Instant) {
+func (p *peer) adoptLocked(t noise.Instant) {
 	k := p.d.key.Load()
 	if k == nil {
 		return
@@ -292,8 +292,6 @@ func (p *peer) adopt(t noise.Instant) {
 	if len(finds) == 0 {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	pairs := make([]*noise.Keypair, len(finds))
 	newest := finds[0].Pair.Created
 	for i, f := range finds {
