@@ -304,12 +304,12 @@ func (p *peer) confirm(e *entry, pair *noise.Keypair, from *udp.Endpoint, t nois
 // stage keeps a packet until there is a key and an endpoint. It returns a pair
 // and where to instead if both are there meanwhile.
 func (p *peer) stage(packet []byte, t noise.Instant) (*noise.Keypair, *udp.Endpoint) {
-	p.want(t)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if pair, to := p.ring.Current, p.endpoint.Load(); pair != nil && to != nil && pair.MaySend(t) && pair.Hold() {
 		return pair, to
 	}
+	p.want(t) // under the lock: a handshake that has ended meanwhile needs no other
 	p.stageLocked(packet, t)
 	return nil, nil
 }

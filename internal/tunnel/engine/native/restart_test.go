@@ -333,9 +333,13 @@ func TestHandOver(t *testing.T) {
 		f := newFlow(t, dials)
 		h := f.begin()
 		end := f.load(3)
-		for range 5 {
+		greetings := int64(0)
+		for n := range 5 {
 			moment := f.tap.after(200)
 			<-moment
+			if n == 0 { // the handshake is done, however many tries that took
+				greetings = f.tap.greetings.Load()
+			}
 			h.tell("hand over")
 			h.wait()
 			h = f.start(f.will)
@@ -343,9 +347,9 @@ func TestHandOver(t *testing.T) {
 		}
 		end()
 		f.replayAll()
-		if f.out.lost() != 0 || f.in.lost() != 0 || f.tap.greetings.Load() != 2 {
-			t.Errorf("dials %v: %d of %d packets out and %d of %d in were lost, with %d handshake messages, want none and 2",
-				dials, f.out.lost(), f.out.sent.Load(), f.in.lost(), f.in.sent.Load(), f.tap.greetings.Load())
+		if f.out.lost() != 0 || f.in.lost() != 0 || f.tap.greetings.Load() != greetings {
+			t.Errorf("dials %v: %d of %d packets out and %d of %d in were lost, with %d handshake messages after the first %d, want none",
+				dials, f.out.lost(), f.out.sent.Load(), f.in.lost(), f.in.sent.Load(), f.tap.greetings.Load()-greetings, greetings)
 		}
 	}
 }
