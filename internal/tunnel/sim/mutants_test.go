@@ -115,7 +115,7 @@ var mutants = []mutant{
 }
 
 // effort is how many schedules a mutant may survive.
-const effort = 3000
+const effort = 10000
 
 // TestMutants shows that the simulator finds bugs: each mutant is built with
 // -overlay, the tree stays as it is, and must break a promise.
