@@ -274,8 +274,12 @@ type (
 	// Opened: the control connection is established.
 	Opened struct{ PeerBootID session.ID }
 	// Resumed: a new transport carries the connection; PeerRestarted says
-	// that the peer's daemon is another process than before.
-	Resumed struct{ PeerRestarted bool }
+	// that the peer's daemon is another process than before, and Kept which
+	// live keypairs it still has.
+	Resumed struct {
+		PeerRestarted bool
+		Kept          []wire.Keypair
+	}
 	// SpreadTold: over how long nodes should come back that lose the gateway
 	// all at once.
 	SpreadTold struct{ Spread time.Duration }

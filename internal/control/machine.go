@@ -50,6 +50,9 @@ type Config struct {
 	// Spread is told to a responder's peer: over how long all of them should
 	// come back that lose us at once. nil: 0.
 	Spread func() time.Duration
+	// Keypairs are the live keypairs of the connection's sessions, told by a
+	// responder to a peer that knew another process of it. nil: none.
+	Keypairs func() []wire.Keypair
 }
 
 // Machine is one control connection and the sessions in it.
@@ -102,8 +105,9 @@ type link struct {
 	share     *ecdh.PrivateKey // ready for use: to read a key is half of what its use costs
 	shareOut  [32]byte
 	shareIn   [32]byte
-	spread    time.Duration // an initiator's: as its peer told it
-	peer      wire.Profile  // what the peer says of itself
+	spread    time.Duration  // an initiator's: as its peer told it
+	kept      []wire.Keypair // likewise
+	peer      wire.Profile   // what the peer says of itself
 	phase     phase
 	request   *wire.SCCRQ // a responder's: what it answers
 	promoteTo bool        // the proof was made with NextKey

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,7 +35,8 @@ type side struct {
 	lost          bool    // the next Save fails
 	denied        *Denied // so does it, for good
 	notices       []string
-	peerRestarted bool         // said by the last Resumed
+	peerRestarted bool // said by the last Resumed
+	kept          []wire.Keypair
 	deny          *wire.Result // of Authorize
 	refuse        *wire.Result // of Grant
 	broken        *wire.Result // of SetUp
@@ -131,7 +133,7 @@ func (s *side) step(ev Event) {
 				answer = Signed{a.RequestID, append([]byte("signed "), a.CSR...), nil}
 			case Resumed:
 				s.notices = append(s.notices, "Resumed")
-				s.peerRestarted = a.PeerRestarted
+				s.peerRestarted, s.kept = a.PeerRestarted, a.Kept
 				continue
 			default:
 				s.notices = append(s.notices, strings.TrimPrefix(fmt.Sprintf("%T", a), "control."))
@@ -399,6 +401,36 @@ func TestPeerRestartIsTold(t *testing.T) {
 	}
 	if _, _, boot := p.node.m.Peer(); boot != (session.ID{9: 9}) {
 		t.Errorf("the node knows boot id %v", boot)
+	}
+}
+
+// TestKeptKeypairsAreTold: a gateway that is another process than before says what
+// keypairs it still has, and only then; a node says nothing of its own.
+func TestKeptKeypairsAreTold(t *testing.T) {
+	kept := []wire.Keypair{{Session: 7, Index: 8}, {Session: 7, Index: 9}}
+	p := established(t)
+	p.node.cfg.Keypairs = func() []wire.Keypair { return kept }
+	p.gateway.cfg.Keypairs = p.node.cfg.Keypairs
+	for _, c := range []struct {
+		name    string
+		restart *side
+		want    []wire.Keypair
+	}{
+		{"both as before", nil, nil},
+		{"another process of the gateway", p.gateway, kept},
+		{"the same again", nil, nil},
+		{"another process of the node", p.node, nil},
+	} {
+		p.cut()
+		if c.restart != nil {
+			c.restart.restart(session.NewID())
+		}
+		p.connect()
+		p.carry(-1)
+		p.wantUp()
+		if !slices.Equal(p.node.kept, c.want) || p.gateway.kept != nil {
+			t.Errorf("%s: the node hears of keypairs %v, want %v; the gateway of %v", c.name, p.node.kept, c.want, p.gateway.kept)
+		}
 	}
 }
 

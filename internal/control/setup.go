@@ -260,6 +260,9 @@ func (m *Machine) offerResume(l *link, q *wire.SCCRQ, r *wire.SCCRP) {
 	}
 	m.rec.NextKey = ratchet(m.rec.ResumeKey, l.binding, m.rec.Generation+1)
 	m.dirty = true
+	if m.cfg.Keypairs != nil && q.RecoveryBootID != m.cfg.BootID { // to whom this process answered before knows it has them
+		r.Kept = m.cfg.Keypairs()
+	}
 	r.Cursor = &wire.Cursor{Ns: m.rec.Ns, Nr: m.rec.Nr}
 	r.Proof = &wire.Proof{Generation: m.rec.Generation, Attempt: q.Proof.Attempt}
 	r.Proof.MAC = resumeMAC(m.rec.ResumeKey, Responder, l.b, l.binding, true,
@@ -269,7 +272,7 @@ func (m *Machine) offerResume(l *link, q *wire.SCCRQ, r *wire.SCCRP) {
 // sccrp takes the gateway's answer and completes the set-up from this side.
 func (m *Machine) sccrp(l *link, r *wire.SCCRP) {
 	l.shareIn, l.peer = r.Profile.KeyShare, r.Profile
-	l.spread = r.Spread
+	l.spread, l.kept = r.Spread, r.Kept
 	if r.Profile.Version != wire.ProtocolVersion {
 		m.abandon(l, &wire.Result{Code: wire.StopVersion, Error: wire.ErrorCode(wire.ProtocolVersion), Cause: wire.CauseVersion},
 			fmt.Errorf("protocol version %d", r.Profile.Version))
@@ -397,7 +400,7 @@ func (m *Machine) resumed(l *link, peerBoot session.ID, c wire.Cursor) {
 		m.rec.Unacked[i] = &again
 		m.do(Send{l.id, &again})
 	}
-	m.do(Resumed{restarted})
+	m.do(Resumed{restarted, l.kept})
 	m.queryFailover()
 	m.ackDue = true
 	m.ticketsDue(m.sessions...)

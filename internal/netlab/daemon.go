@@ -197,6 +197,7 @@ type SessionStatus struct {
 	State     string   `json:"state"`
 	Addresses []string `json:"addresses"`
 	Endpoint  string   `json:"endpoint"`
+	Handshake string   `json:"last_handshake_at"`
 	KeyEpoch  uint32   `json:"key_epoch"`
 	Resumes   uint64   `json:"resumes"`
 	RxBytes   uint64   `json:"rx_bytes"`

@@ -133,7 +133,7 @@ func (g *gateway) restore() error {
 				g.record(mb, event.Event{Kind: event.SessionSuspended, Cause: killedCause})
 			}
 		}
-		p.conn = control.NewConn(control.Restore(g.config(c.record.LocalID), c.record), p, g.m.log.With(event.KeyNode, p.node))
+		p.conn = control.NewConn(control.Restore(g.config(p), c.record), p, g.m.log.With(event.KeyNode, p.node))
 		p.restored = &remaining
 		g.conns[p.id] = p
 		g.seeLocked(p, c.seen)
@@ -155,11 +155,11 @@ func graceLeft(r *control.Record, now time.Time) time.Duration {
 	return max(0, min(r.Timers.Grace, r.Timers.Grace-now.Sub(r.SuspendedAt)))
 }
 
-// config is what every control machine of this gateway is made with.
-func (g *gateway) config(id uint32) control.Config {
+// config is what the control machine of p is made with.
+func (g *gateway) config(p *peerConn) control.Config {
 	return control.Config{
-		Role: control.Responder, LocalID: id, HostName: g.m.cfg.Node.Name, RouterID: routerID(g.registry.Identity().ID),
-		BootID: g.m.bootID, Rand: rand.Reader, Tickets: g.m.keep.Keys != nil, Spread: g.spread,
+		Role: control.Responder, LocalID: p.id, HostName: g.m.cfg.Node.Name, RouterID: routerID(g.registry.Identity().ID),
+		BootID: g.m.bootID, Rand: rand.Reader, Tickets: g.m.keep.Keys != nil, Spread: g.spread, Keypairs: p.keypairs,
 	}
 }
 
@@ -368,7 +368,7 @@ func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *p
 	}
 	id := g.freeIDLocked()
 	p := &peerConn{g: g, id: id, node: peer.Name, nodeID: peer.ID}
-	p.conn = control.NewConn(control.New(g.config(id)), p, g.m.log.With(event.KeyNode, peer.Name))
+	p.conn = control.NewConn(control.New(g.config(p)), p, g.m.log.With(event.KeyNode, peer.Name))
 	g.conns[id] = p
 	g.mu.Unlock()
 	g.launch(ctx, p)

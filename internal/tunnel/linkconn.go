@@ -91,7 +91,7 @@ func (c *linkConn) Notify(a control.Action) {
 		c.setStates(session.Suspended, event.Event{Kind: event.SessionSuspended, Cause: cause(a.Err)})
 		c.l.graceLocked()
 	case control.Resumed:
-		c.resumed(a.PeerRestarted)
+		c.resumed(a)
 	case control.SpreadTold:
 		c.l.pace.Told(a.Spread)
 	case control.AttemptFailed:
@@ -184,27 +184,27 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 	t.record(a.Session.ID, event.Event{Kind: event.SessionClosed, Cause: why, Request: a.RequestID, Counters: &final})
 }
 
-// resumed goes on; a restarted gateway has lost its keypairs, so there is a
-// handshake at once.
-func (c *linkConn) resumed(peerRestarted bool) {
+// resumed goes on. Where a restarted gateway has lost the keypair that we send
+// with there is a handshake at once.
+func (c *linkConn) resumed(a control.Resumed) {
 	c.l.up, c.l.lastErr = true, nil
 	c.l.renewedTransportLocked()
-	if peerRestarted { // it has forgotten that it was about to go
+	if a.PeerRestarted { // it has forgotten that it was about to go
 		c.l.leave = nil
 	}
 	for _, t := range c.l.tunnels {
 		if t.session == nil || t.dev == nil {
 			continue
 		}
-		if peerRestarted {
-			if err := t.dev.Handshake(t.session.ID, true); err != nil {
+		if a.PeerRestarted {
+			if err := t.dev.PeerRestarted(t.session.ID, keptOf(t.session, a.Kept)); err != nil {
 				c.l.m.log.Error("handshake not started", event.KeyTunnel, t.cfg.Name, event.KeyErr, err)
 			}
 		}
 		t.session.Resumes++
 		t.lastErr = nil
 	}
-	c.setStates(session.Established, event.Event{Kind: event.SessionResumed, Cause: restartedCause(peerRestarted), From: c.l.local})
+	c.setStates(session.Established, event.Event{Kind: event.SessionResumed, Cause: restartedCause(a.PeerRestarted), From: c.l.local})
 	c.l.provenLocked()
 }
 

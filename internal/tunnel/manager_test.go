@@ -38,8 +38,9 @@ type daemon struct {
 	listen func(string) (net.Listener, error)
 	trace  io.Writer // nil: none
 	keys   KeyOptions
-	book   *book // of Info lines; nil: they are not kept
-	leaves bool  // interfaces, to the next process
+	book   *book                   // of Info lines; nil: they are not kept
+	leaves bool                    // interfaces, to the next process
+	kept   map[session.ID][]uint32 // keypairs that the engine goes on with
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -48,6 +49,7 @@ func (d *daemon) run() {
 	d.t.Helper()
 	d.engine, d.host = &enginetest.Fake{}, hosttest.New()
 	d.engine.SetPort(40443)
+	d.engine.Keep(d.kept)
 	m, err := New(Options{
 		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves,
 		Log: slog.New(d.logHandler()).With("node", d.cfg.Node.Name),
@@ -242,6 +244,38 @@ func TestGatewayRestartKeepsTheSession(t *testing.T) {
 	}
 	if got := node.tunnel().Resumes; got != 1 {
 		t.Errorf("resumes = %d, want 1", got)
+	}
+}
+
+// TestGatewayRestartWithKeypairs: where the restarted gateway still has the keypair
+// that the node sends with there is no handshake; where it has another there is.
+func TestGatewayRestartWithKeypairs(t *testing.T) {
+	gw, node := pair(t)
+	id := established(t, gw, node)
+	sid, _ := session.ParseID(id)
+	device := node.engine.Device("tnl0")
+	for n, c := range []struct {
+		sends uint32
+		kept  map[session.ID][]uint32
+		fresh int // handshakes so far
+	}{
+		{7, map[session.ID][]uint32{sid: {6, 7}}, 0},
+		{7, map[session.ID][]uint32{sid: {6}}, 1},
+		{7, map[session.ID][]uint32{session.NewID(): {7}}, 2},
+	} {
+		if err := device.SendWith(sid, c.sends); err != nil {
+			t.Fatal(err)
+		}
+		gw.end()
+		wait(t, "the node to notice", func() bool { return node.tunnel().State == "suspended" })
+		gw.kept = c.kept
+		gw.run()
+		if got := established(t, gw, node); got != id {
+			t.Errorf("session %v after the restart, want %v", got, id)
+		}
+		if s, _ := device.Session(sid); s.Fresh != c.fresh || node.tunnel().Resumes != uint64(n+1) {
+			t.Errorf("sending with %d, the gateway having %v: %d fresh handshakes after %d resumes, want %d after %d", c.sends, c.kept, s.Fresh, node.tunnel().Resumes, c.fresh, n+1)
+		}
 	}
 }
 

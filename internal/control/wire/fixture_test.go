@@ -61,7 +61,7 @@ func full() []Message {
 			HostName: "gw", RouterID: 1, AssignedID: 2, Pseudowires: []uint16{PWTypeWireGuard}, ReceiveWindow: 3,
 			VendorName: "tunneld", Profile: profileFrom(5), Failover: failover,
 			Proof: &Proof{Generation: 8, Attempt: 9, MAC: octetsFrom(10)}, Cursor: &Cursor{Ns: 12, Nr: 11},
-			Spread: 7500 * time.Millisecond,
+			Spread: 7500 * time.Millisecond, Kept: []Keypair{{13, 14}, {13, 15}, {16, 17}},
 		},
 		&SCCCN{},
 		&StopCCN{AssignedID: 1, RequestID: idFrom(2), Result: Result{Code: StopError, Error: ErrorTryNamed, Cause: CauseDraining, Text: "until noon"}, Gateways: []string{"gw-2.example:443", "[2001:db8::3]:8443"}},

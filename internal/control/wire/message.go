@@ -87,6 +87,7 @@ type SCCRP struct {
 	Proof         *Proof
 	Cursor        *Cursor
 	Spread        time.Duration // over how long nodes should come back that lose the gateway all at once; milliseconds on the wire
+	Kept          []Keypair     `json:",omitempty"` // in a resume, by a gateway that is another process than its node knew
 }
 
 // SCCCN completes the set-up.

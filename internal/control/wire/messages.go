@@ -59,6 +59,7 @@ var specs = byType(
 		mayPoint(avpProof, func(m *SCCRP) **Proof { return &m.Proof }),
 		mayPoint(avpCursor, func(m *SCCRP) **Cursor { return &m.Cursor }),
 		may(avpDelay, func(m *SCCRP) *time.Duration { return &m.Spread }),
+		list(avpKeypair, func(m *SCCRP) *[]Keypair { return &m.Kept }),
 	),
 	define[SCCCN](nil),
 	define((*StopCCN).check,
@@ -183,6 +184,9 @@ func (m *SCCRQ) check() error {
 func (m *SCCRP) check() error {
 	if (m.Proof != nil) != (m.Cursor != nil) {
 		return missing("Resume Proof and Cursor go together")
+	}
+	if len(m.Kept) > 0 && m.Proof == nil {
+		return missing("Kept Keypair stands without Resume Proof")
 	}
 	return nil
 }

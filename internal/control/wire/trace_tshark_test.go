@@ -211,6 +211,13 @@ func wantStatistics(s *Statistics) []string {
 	})
 }
 
+func wantKept(list []Keypair) (all []string) {
+	for _, k := range list {
+		all = append(all, own(51, optional, "%08x%08x", k.Session, k.Index))
+	}
+	return all
+}
+
 func wantIDs(local, remote uint32) []string {
 	return []string{std(63, mandatory, 4, "local_session_id", local), std(64, mandatory, 4, "remote_session_id", remote)}
 }
@@ -266,7 +273,7 @@ func wantAVPs(t *testing.T, m Message) []string {
 	case *SCCRP:
 		return slices.Concat(wantStart(m.HostName, m.RouterID, m.AssignedID, m.Pseudowires, m.ReceiveWindow),
 			wantVendor(m.VendorName), wantProfile(m.Profile), wantFailover(m.Failover), wantProof(m.Proof, m.Cursor),
-			when(m.Spread != 0, func() string { return own(29, optional, "%08x", m.Spread.Milliseconds()) }))
+			when(m.Spread != 0, func() string { return own(29, optional, "%08x", m.Spread.Milliseconds()) }), wantKept(m.Kept))
 	case *StopCCN:
 		return slices.Concat(when(m.AssignedID != 0, func() string { return std(61, mandatory, 4, "assigned_control_conn_id", m.AssignedID) }),
 			wantResult(m.Result), wantRequest(m.RequestID), wantGateways(m.Gateways))

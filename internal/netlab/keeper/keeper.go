@@ -121,6 +121,13 @@ func (m *Manager) Keep(name string, fd int) {
 	m.kept[name] = append(m.kept[name], fd)
 }
 
+// Forget closes what is kept under a name.
+func (m *Manager) Forget(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forgetLocked(name)
+}
+
 // Names are those under which something is kept, in order.
 func (m *Manager) Names() ([]string, error) {
 	if err := m.catchUp(); err != nil {

@@ -139,6 +139,14 @@ type Device interface {
 	// one yet does so as soon as it may. For a session whose peer starts every
 	// handshake it is an error.
 	Handshake(id session.ID, fresh bool) error
+	// Keypairs names the live keypairs of a session by their receiver indices:
+	// what the peer writes into the packets that it sends with them. An engine
+	// that cannot go on with them in another process has none to name.
+	Keypairs(session.ID) ([]uint32, error)
+	// PeerRestarted says that the peer is another process than before, which has
+	// of the keypairs of before those that it names. Unless we send with one of
+	// them it is as Handshake with fresh set.
+	PeerRestarted(id session.ID, kept []uint32) error
 	// Probe sends an authenticated empty packet now, so that the peer learns
 	// where we are. Without a live keypair it starts a handshake, unless that
 	// is the peer's part.

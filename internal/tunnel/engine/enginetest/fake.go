@@ -28,6 +28,7 @@ type Fake struct {
 	pathChanges int
 	closed      bool
 	events      engine.Events
+	kept        map[session.ID][]uint32
 }
 
 var _ engine.Engine = (*Fake)(nil)
@@ -48,6 +49,14 @@ func (f *Fake) Fail(method string, err error) {
 		f.errs = make(map[string]error)
 	}
 	f.errs[method] = err
+}
+
+// Keep has sessions that are added from now on go on with keypairs, as if the
+// process before had left them.
+func (f *Fake) Keep(kept map[session.ID][]uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept = kept
 }
 
 // Device is the open device of that interface, or nil.
@@ -153,6 +162,8 @@ type Session struct {
 	Handshakes int          // calls of Handshake
 	Fresh      int          // those of them with fresh set
 	Probes     int          // calls of Probe
+	Kept       []uint32     // what Keypairs answers; see [Fake.Keep]
+	SendsWith  uint32       // the keypair that PeerRestarted looks for; see [Device.SendWith]
 	Stats      engine.Stats // what Stats answers; see [Device.SetStats]
 }
 
@@ -258,7 +269,7 @@ func (d *Device) Add(s engine.Session) error {
 		}
 		old := d.sessions[s.ID]
 		if old == nil {
-			old = new(Session)
+			old = &Session{Kept: d.fake.kept[s.ID]}
 			d.sessions[s.ID] = old
 		}
 		if !s.Endpoint.IsValid() && old.PeerKey == s.PeerKey {
@@ -339,6 +350,27 @@ func (d *Device) Handshake(id session.ID, fresh bool) error {
 		}
 	})
 	return errors.Join(err, refused)
+}
+
+// Keypairs answers what Keep said.
+func (d *Device) Keypairs(id session.ID) (kept []uint32, err error) {
+	err = d.on("Keypairs", id, func(s *Session) { kept = s.Kept })
+	return kept, err
+}
+
+// PeerRestarted is a Handshake, unless kept has what SendWith said.
+func (d *Device) PeerRestarted(id session.ID, kept []uint32) error {
+	known := false
+	err := d.on("PeerRestarted", id, func(s *Session) { known = s.SendsWith != 0 && slices.Contains(kept, s.SendsWith) })
+	if err != nil || known {
+		return err
+	}
+	return d.Handshake(id, true)
+}
+
+// SendWith says with which keypair of the peer's a session sends.
+func (d *Device) SendWith(id session.ID, index uint32) error {
+	return d.on("", id, func(s *Session) { s.SendsWith = index })
 }
 
 // Probe is counted.

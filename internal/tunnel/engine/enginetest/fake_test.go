@@ -41,6 +41,18 @@ func TestFakeRemembers(t *testing.T) {
 			t.Errorf("%s = %v, want nil", what, err)
 		}
 	}
+	other := session.NewID()
+	f.Keep(map[session.ID][]uint32{other: {3, 4}})
+	if err := d.Add(engine.Session{ID: other, PeerKey: engine.PublicKey{2}}); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := d.Keypairs(other)
+	if err := errors.Join(err, d.SendWith(other, 4), d.PeerRestarted(other, kept), d.PeerRestarted(other, kept[:1])); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := d.Session(other); got.Fresh != 1 || len(kept) != 2 {
+		t.Errorf("%d handshakes after a restart of a peer that has kept %v, and then less, want 1", got.Fresh, kept)
+	}
 	f.PathChanged()
 	got, ok := d.Session(id)
 	if !ok || got.Handshakes != 2 || got.Fresh != 1 || got.Probes != 1 || got.Endpoint != at || !got.PresharedKey.Equal(secret.New([]byte{7})) {

@@ -167,6 +167,11 @@ func (n *Node) Handshake(a Args, _ *struct{}) error {
 	return n.devices[a.Device].Handshake(a.ID, a.Fresh)
 }
 
+// PeerRestarted says that the peer has kept nothing.
+func (n *Node) PeerRestarted(a Args, _ *struct{}) error {
+	return n.devices[a.Device].PeerRestarted(a.ID, nil)
+}
+
 func (n *Node) Probe(a Args, _ *struct{}) error { return n.devices[a.Device].Probe(a.ID) }
 
 func (n *Node) Stats(a Args, s *engine.Stats) (err error) {

@@ -123,7 +123,7 @@ func testGatewayRestart(t *testing.T, k kinds) {
 	if s := b.now(); !s.LastHandshake.IsZero() {
 		t.Errorf("the gateway started a handshake: stats = %+v", s)
 	}
-	a.do("Handshake", Args{Fresh: true})
+	a.do("PeerRestarted", Args{})
 	if got := again.ping("10.1.0.1", 5); got != 5 {
 		t.Errorf("ping after the node's handshake: %d answers, want 5", got)
 	}

@@ -134,6 +134,38 @@ func TestAdopted(t *testing.T) {
 	}
 }
 
+// TestKeypairsAreNamed: the next process names the keypairs that it goes on with
+// as the peer does, which then needs no handshake; one without them gets one.
+func TestKeypairsAreNamed(t *testing.T) {
+	h := newHouse(t)
+	before, _ := h.node.device.Stats(h.id)
+	h.next()
+	h.add(h.own)
+	h.engine.Settled()
+	kept, err := h.device.Keypairs(h.id)
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("keypairs %v, %v; want one", kept, err)
+	}
+	if err := h.node.device.PeerRestarted(h.id, append([]uint32{kept[0] + 1}, kept...)); err != nil {
+		t.Fatal(err)
+	}
+	passesOn(t, h.node, h.loop, 1, 2, "with the keypair of before")
+	if after, _ := h.node.device.Stats(h.id); !after.LastHandshake.Equal(before.LastHandshake) {
+		t.Errorf("handshake at %v, want none after %v", after.LastHandshake, before.LastHandshake)
+	}
+	if err := h.node.device.PeerRestarted(h.id, []uint32{kept[0] + 1}); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Eventually(t, "a handshake with a peer that has other keypairs", func() bool {
+		after, _ := h.node.device.Stats(h.id)
+		return after.LastHandshake.After(before.LastHandshake)
+	})
+	passesOn(t, h.node, h.loop, 1, 2, "with the keypair of that")
+	if kept, err = h.device.Keypairs(h.id); err != nil || len(kept) != 2 {
+		t.Errorf("keypairs %v, %v; want the present one and the one before", kept, err)
+	}
+}
+
 // TestNotAdopted: what the journal does not name live, or names with another
 // key, is wiped when the engine has settled.
 func TestNotAdopted(t *testing.T) {

@@ -171,6 +171,18 @@ func (d *Device) Handshake(id session.ID, fresh bool) error {
 	return p.wg.SendHandshakeInitiation(false)
 }
 
+// Keypairs names none: those of wireguard-go end with the process.
+func (d *Device) Keypairs(id session.ID) ([]uint32, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, err := d.findLocked(id)
+	return nil, err
+}
+
+// PeerRestarted starts a handshake whatever the peer has kept, because
+// wireguard-go does not say with what it sends.
+func (d *Device) PeerRestarted(id session.ID, _ []uint32) error { return d.Handshake(id, true) }
+
 // postponeLocked starts a handshake after wait. If one was started or answered
 // meanwhile, that was it.
 func (d *Device) postponeLocked(p *peer, wait time.Duration) {
