@@ -103,7 +103,7 @@ func (s *stage) do(what string, b crowd.Batch) (c cost, err error) {
 
 // cpu is what both ends have used, in seconds.
 func (s *stage) cpu() (float64, error) {
-	return subject{processes: [2]*proc{s.gateway.Process(), s.crowd}}.cpu()
+	return subject{processes: []*proc{s.gateway.Process(), s.crowd}}.cpu()
 }
 
 // control takes the figures of the control plane: set-ups and resumes beside

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"time"
 )
@@ -34,62 +33,13 @@ var figures = []figure{
 // Ports on the right host.
 const (
 	iperfPort = "5201"
-	echoPort  = 7007
 	floodPort = 9009
 )
 
-// probeSize is the payload of small packets, in octets.
-const probeSize = 64
-
-// serve starts what answers on the right host: iperf3, which ends with the
-// laboratory, and an echo of UDP, which close ends.
+// serve starts what answers TCP on the right host. It ends with the laboratory.
 func (p *pair) serve() error {
-	if _, err := p.right.Start("iperf3", "iperf3", "-s", "-p", iperfPort); err != nil {
-		return err
-	}
-	echo, err := p.listen(echoPort)
-	if err != nil {
-		return err
-	}
-	p.echo, p.echoed = echo, make(chan struct{})
-	go func() {
-		defer close(p.echoed)
-		buf := make([]byte, 2*probeSize)
-		for {
-			n, from, err := echo.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			echo.WriteToUDPAddrPort(buf[:n], from) // lost like any other packet
-		}
-	}()
-	return nil
-}
-
-// close ends the echo and waits for it.
-func (p *pair) close() {
-	if p.echo != nil {
-		p.echo.Close()
-		<-p.echoed
-	}
-}
-
-// listen opens a UDP socket on the right host.
-func (p *pair) listen(port int) (conn *net.UDPConn, err error) {
-	err = p.right.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
-		return err
-	})
-	return conn, err
-}
-
-// sender opens a UDP socket on the left host.
-func (p *pair) sender() (conn *net.UDPConn, err error) {
-	err = p.left.Do(func() (err error) {
-		conn, err = net.ListenUDP("udp4", &net.UDPAddr{})
-		return err
-	})
-	return conn, err
+	_, err := p.right.Start("iperf3", "iperf3", "-s", "-p", iperfPort)
+	return err
 }
 
 // tcpOf is what so many streams carry together, as their receiver counts, and what

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"time"
 )
 
@@ -16,17 +15,11 @@ func (t *tunnel) firstPing(ctx context.Context) (time.Duration, error) {
 	if _, err := t.node.Ctl(ctx, "down", ourTunnel); err != nil {
 		return 0, err
 	}
-	to, err := netip.ParseAddr(t.address)
+	probe, err := t.pair.pinger(t.address, settle)
 	if err != nil {
 		return 0, err
 	}
-	conn, err := t.pair.sender()
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetReadDeadline(deadline)
+	defer probe.close()
 
 	answered, asked, up := make(chan time.Time, 1), make(chan struct{}), make(chan error, 1)
 	start := time.Now()
@@ -36,8 +29,7 @@ func (t *tunnel) firstPing(ctx context.Context) (time.Duration, error) {
 	}()
 	go func() {
 		defer close(answered)
-		buf := make([]byte, 2*probeSize)
-		if _, _, err := conn.ReadFromUDPAddrPort(buf); err == nil {
+		if ok, err := probe.receive(true); ok && err == nil {
 			answered <- time.Now()
 		}
 	}()
@@ -47,7 +39,7 @@ func (t *tunnel) firstPing(ctx context.Context) (time.Duration, error) {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for {
-			conn.WriteToUDPAddrPort(make([]byte, probeSize), netip.AddrPortFrom(to, echoPort)) // no route yet
+			_ = probe.send() // no route yet
 			select {
 			case <-tick.C:
 			case <-stop:

@@ -126,7 +126,6 @@ func (b *bench) compare(ctx context.Context, lab *netlab.Lab, bin netlab.Binarie
 	if err != nil {
 		return err
 	}
-	defer p.close()
 	theirs, err := startWireGuard(ctx, lab, p)
 	if err != nil {
 		return err
@@ -139,6 +138,9 @@ func (b *bench) compare(ctx context.Context, lab *netlab.Lab, bin netlab.Binarie
 	if err := p.serve(); err != nil {
 		return err
 	}
+	if err := b.ceiling(ctx, p, r); err != nil {
+		return err
+	}
 	if err := b.rounded(ctx, p, ours.subject, theirs.subject, r); err != nil {
 		return err
 	}
@@ -146,6 +148,23 @@ func (b *bench) compare(ctx context.Context, lab *netlab.Lab, bin netlab.Binarie
 		return err
 	}
 	return b.firstPings(ctx, ours, "first ping, no delay", r)
+}
+
+// ceiling takes each figure once without a tunnel.
+func (b *bench) ceiling(ctx context.Context, p *pair, r *report) error {
+	for _, f := range figures {
+		values, err := f.take(ctx, p, bare, b.length)
+		if err != nil {
+			return fmt.Errorf("%s without a tunnel: %w", f.gives[0].name, err)
+		}
+		for i, q := range f.gives {
+			if values[i] > 0 { // no daemon needs no processor
+				r.own("no tunnel: "+q.name, q.unit, values[i])
+				b.say("no tunnel  %-36s %.4g  %s", q.name, values[i], q.unit)
+			}
+		}
+	}
+	return nil
 }
 
 // rounded takes each figure of both subjects, round by round.
@@ -180,7 +199,6 @@ func (b *bench) setUps(ctx context.Context, lab *netlab.Lab, bin netlab.Binaries
 	if err != nil {
 		return err
 	}
-	defer p.close()
 	ours, err := startTunneld(ctx, p, bin)
 	if err != nil {
 		return err

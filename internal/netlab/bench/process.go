@@ -32,14 +32,16 @@ func cpuSeconds(p *proc) (float64, error) {
 	return sum, nil
 }
 
-// cpu is what both daemons have used.
-func (s subject) cpu() (float64, error) {
-	a, err := cpuSeconds(s.processes[0])
-	if err != nil {
-		return 0, err
+// cpu is what all its processes have used.
+func (s subject) cpu() (sum float64, err error) {
+	for _, p := range s.processes {
+		n, err := cpuSeconds(p)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
 	}
-	b, err := cpuSeconds(s.processes[1])
-	return a + b, err
+	return sum, nil
 }
 
 // residentMiB is the memory a process holds, in MiB.

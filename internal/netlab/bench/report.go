@@ -101,7 +101,7 @@ func (r *report) print(w io.Writer) error {
 	fmt.Fprintln(t)
 	fmt.Fprintln(t, "ours alone\tunit\tmedian\tlowest\thighest\ttimes\t")
 	for _, s := range r.Own {
-		fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t\n", s.Name, s.Unit, s.Spread.Median, s.Spread.Min, s.Spread.Max, len(s.Values))
+		fmt.Fprintf(t, "%s\t%s\t%.4g\t%.4g\t%.4g\t%d\t\n", s.Name, s.Unit, s.Spread.Median, s.Spread.Min, s.Spread.Max, len(s.Values))
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -30,18 +30,19 @@ const settle = 20 * time.Second
 
 // A subject is one tunnel from the left host to the right one.
 type subject struct {
-	address   string   // of the right host, inside the tunnel
-	processes [2]*proc // left, right
+	address   string  // of the right host, inside the tunnel
+	processes []*proc // left, right
 }
 
 // proc is what memory is read of.
 type proc = netlab.Process
 
+// bare is no tunnel: what the harness itself can do, and nobody surpass.
+var bare = subject{address: rightWire}
+
 // A pair is two hosts and the wire between them.
 type pair struct {
 	left, right *netlab.Host
-	echo        *net.UDPConn  // nil until serve
-	echoed      chan struct{} // closed when its goroutine has ended
 }
 
 func newPair(lab *netlab.Lab, name string, join func(left, right *netlab.Host) error) (*pair, error) {
@@ -94,7 +95,7 @@ func startTunneld(ctx context.Context, p *pair, bin netlab.Binaries) (*tunnel, e
 	if _, err := node.Ctl(ctx, "up", ourTunnel); err != nil {
 		return nil, err
 	}
-	s := subject{address: "10.77.0.1", processes: [2]*proc{node.Process(), gateway.Process()}}
+	s := subject{address: "10.77.0.1", processes: []*proc{node.Process(), gateway.Process()}}
 	return &tunnel{s, p, node}, nil
 }
 
@@ -126,7 +127,7 @@ func startWireGuard(ctx context.Context, lab *netlab.Lab, p *pair) (*wireguard, 
 		peer: []string{"allowed-ips", "10.99.0.2/32", "endpoint", rightWire + ":51820"}}
 	right := &wgEnd{host: p.right, ifname: fmt.Sprintf("wgr%d", os.Getpid()), address: "10.99.0.2", listen: "51820",
 		peer: []string{"allowed-ips", "10.99.0.1/32"}}
-	w := &wireguard{subject: subject{address: right.address}}
+	w := &wireguard{subject: subject{address: right.address, processes: make([]*proc, 2)}}
 	for i, end := range []*wgEnd{left, right} {
 		if err := end.newKey(); err != nil {
 			return nil, err
