@@ -23,7 +23,7 @@ var arrows = map[string]struct {
 		"tunneld builds the parts, it does not look inside them"},
 	"internal/tunnel": {[]string{"internal/api", "internal/auth", "internal/config", "internal/control", "internal/control/carrier",
 		"internal/control/wire", "internal/event", "internal/secret", "internal/session", "internal/store", "internal/tunnel/engine",
-		"internal/tunnel/engine/reference", "internal/tunnel/host", "internal/tunnel/life", "internal/tunnel/pool"},
+		"internal/tunnel/engine/reference", "internal/tunnel/host", "internal/tunnel/life", "internal/tunnel/pool", "internal/tunnel/redirect"},
 		"the manager is where all rooms meet, but nothing that runs it may be known to it"},
 	"internal/control": {[]string{"internal/control/wire", "internal/event", "internal/secret", "internal/session"},
 		"the machines know messages and nothing of sockets, disks or who is allowed"},
@@ -55,6 +55,8 @@ var arrows = map[string]struct {
 		"when a session ends is decided from clocks and terms alone"},
 	"internal/tunnel/pool": {[]string{"internal/session"},
 		"the address pool is pure"},
+	"internal/tunnel/redirect": {[]string{"internal/control/wire"},
+		"where a node goes is decided from what gateways say and its configuration alone"},
 	"internal/config": {[]string{"internal/event", "internal/secret", "internal/session"},
 		"the configuration is read before anything else exists"},
 	"internal/api": {[]string{"internal/event", "internal/secret", "internal/session"},
@@ -111,10 +113,11 @@ var libraries = map[string]struct {
 
 // pure rooms do no I/O and start nothing: these packages are not for them.
 var pure = map[string][]string{
-	"internal/control/wire": {"net", "os", "os/exec", "log/slog", "sync"},
-	"internal/tunnel/life":  {"net", "os", "os/exec", "log/slog", "sync"},
-	"internal/tunnel/pool":  {"net", "os", "os/exec", "log/slog"},
-	"internal/session":      {"net", "os", "os/exec", "log/slog"},
+	"internal/control/wire":    {"net", "os", "os/exec", "log/slog", "sync"},
+	"internal/tunnel/life":     {"net", "os", "os/exec", "log/slog", "sync"},
+	"internal/tunnel/pool":     {"net", "os", "os/exec", "log/slog"},
+	"internal/tunnel/redirect": {"net", "os", "os/exec", "log/slog", "sync"},
+	"internal/session":         {"net", "os", "os/exec", "log/slog"},
 }
 
 // saysNothing are names of packages that say nothing about what is in them.

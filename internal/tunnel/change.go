@@ -376,7 +376,7 @@ func (p *peerConn) changeRefused(a control.ChangeRefused) {
 // withdrawLocked gives back the addresses of an offer that comes to nothing.
 func (g *gateway) withdrawLocked(mb *member) {
 	if mb.offer != nil {
-		mb.network.pool.Free(mb.offer.RequestID, time.Now())
+		g.restLocked(mb, mb.offer.RequestID) // the node knows of it, and the data plane took packets of it
 		g.offeredLocked(mb, nil)
 	}
 }

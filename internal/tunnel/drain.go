@@ -10,17 +10,9 @@ import (
 	"tunneld/internal/api"
 	"tunneld/internal/config"
 	"tunneld/internal/control"
-	"tunneld/internal/control/wire"
 	"tunneld/internal/event"
+	"tunneld/internal/tunnel/redirect"
 )
-
-// draining is a gateway about to go: docs/protocol.md, "Drain". It is forgotten
-// with the process.
-type draining struct {
-	since time.Time
-	over  time.Duration // in which the nodes are to leave, one after the other
-	to    []string
-}
 
 // maxOther bounds how many other gateways nodes are told of.
 const maxOther = 16
@@ -45,12 +37,12 @@ func (m *Manager) Drain(ctx context.Context, q api.DrainRequest) error {
 	if len(q.To) > maxOther {
 		return &api.Error{Code: api.Usage, Message: fmt.Sprintf("%d other gateways, at most %d can be told", len(q.To), maxOther)}
 	}
-	d := &draining{since: time.Now(), over: time.Duration(q.OverMillis) * time.Millisecond, to: q.To}
+	d := &redirect.Drain{Since: time.Now(), Over: time.Duration(q.OverMillis) * time.Millisecond, To: q.To, Random: rand.N[time.Duration]}
 	g.mu.Lock()
 	g.drain = d
 	conns := g.connsInOrderLocked()
 	for i, p := range conns {
-		p.leaveAt = d.since.Add(slot(d.over, i, len(conns)))
+		p.leaveAt = d.Slot(i, len(conns))
 	}
 	g.mu.Unlock()
 	m.log.Info(string(event.DrainBegun), event.Request(api.RequestOf(ctx)))
@@ -59,13 +51,6 @@ func (m *Manager) Drain(ctx context.Context, q api.DrainRequest) error {
 		p.tellDrain(ctx)
 	}
 	return nil
-}
-
-// slot is when the i-th of n nodes is to leave: its part of the time, and a random
-// instant in that.
-func slot(over time.Duration, i, n int) time.Duration {
-	part := over / time.Duration(max(n, 1))
-	return part*time.Duration(i) + rand.N(part+1)
 }
 
 // connsInOrderLocked are the connections that have a session, in the order of
@@ -103,9 +88,9 @@ func (p *peerConn) tellDrain(ctx context.Context) {
 	d, ev := g.drain, control.TellDrain{}
 	if d != nil {
 		if p.leaveAt.IsZero() { // it came back meanwhile
-			p.leaveAt = time.Now().Add(rand.N(d.over + 1))
+			p.leaveAt = d.Late(time.Now())
 		}
-		ev = control.TellDrain{Leaving: true, Gateways: d.to, Delay: max(0, time.Until(p.leaveAt)).Truncate(time.Millisecond)}
+		ev = control.TellDrain{Leaving: true, Gateways: d.To, Delay: max(0, time.Until(p.leaveAt)).Truncate(time.Millisecond)}
 	} else {
 		p.leaveAt = time.Time{}
 	}
@@ -123,20 +108,11 @@ func (p *peerConn) tellDrainLater() {
 	})
 }
 
-func (g *gateway) drains() *draining {
+// drains is nil if the gateway stays.
+func (g *gateway) drains() *redirect.Drain {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.drain
-}
-
-// elsewhere is what somebody is told who asks a gateway that goes for something
-// new.
-func (d *draining) elsewhere(code wire.ResultCode) wire.Result {
-	r := wire.Result{Code: code, Error: wire.ErrorTryAnother, Cause: wire.CauseDraining}
-	if len(d.to) > 0 {
-		r.Error = wire.ErrorTryNamed
-	}
-	return r
 }
 
 // drainView is the drain as `status` shows it; the caller holds gateway.mu.
@@ -144,5 +120,5 @@ func (g *gateway) drainView() *api.Drain {
 	if g.drain == nil {
 		return nil
 	}
-	return &api.Drain{Since: g.drain.since, To: notNil(g.drain.to), Sessions: len(g.members.byID)}
+	return &api.Drain{Since: g.drain.Since, To: notNil(g.drain.To), Sessions: len(g.members.byID)}
 }

@@ -48,6 +48,21 @@ func (e *endedV1) put(tx store.Tx) error {
 	return tx.Put(bucketEnded, e.key(), b)
 }
 
+// putEnds writes, in the caller's transaction, what ended with it.
+func putEnds(tx store.Tx, ended []*endedV1, rests []savedRest) error {
+	for _, e := range ended {
+		if err := e.put(tx); err != nil {
+			return err
+		}
+	}
+	for _, r := range rests {
+		if err := r.put(tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // endingsLocked are the records of the sessions that this connection's journal
 // still has and live does not. What is not known of one any more, because it
 // ended in a process that was killed, is said to be unknown.

@@ -26,6 +26,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/redirect"
 )
 
 type verifyFunc = func(chain []*x509.Certificate) error
@@ -48,11 +49,11 @@ type gateway struct {
 	changing map[*member]*gatewayKeys // a next key is armed
 	seen     map[netip.Addr]int       // where the nodes of connections, live and suspended, were last
 	finals   map[session.ID]*endedV1  // sessions that ended and are not recorded yet
-	rests    []savedRest              // freed addresses that are not journalled yet
+	freed    []savedRest              // addresses given back that are not flushed and journalled yet
 	gone     []session.ID             // closed since the counters were last written
 
 	rebuilding map[session.ID]rebuilding
-	drain      *draining // nil: it stays
+	drain      *redirect.Drain // nil: it stays
 }
 
 // newGateway restores networks, sessions and connections from the store.
@@ -298,8 +299,9 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		return
 	}
 	c.SetReadDeadline(time.Time{})
-	if d := g.drains(); d != nil && q.Recovery == nil {
-		control.Refuse(nc, q, d.elsewhere(wire.StopError), d.to...)
+	d := g.drains()
+	if r := d.Refuses(wire.StopError, q.Recovery != nil); r != nil {
+		control.Refuse(nc, q, *r, d.To...)
 		return
 	}
 	p := g.connFor(ctx, q, peer)

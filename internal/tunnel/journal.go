@@ -19,7 +19,7 @@ import (
 // Buckets of the store that the manager keeps; internal/auth has its own.
 const (
 	bucketConnections = "connections" // LocalID -> connectionV1
-	bucketLeases      = "leases"      // network/address -> leaseV1: addresses given back, and to whom they belong
+	bucketLeases      = "leases"      // network/address -> leaseV1: each address given back, and to whom it belongs
 	bucketNetworks    = "networks"    // name -> networkV1
 	bucketTunnels     = "tunnels"     // name -> tunnelV1
 	bucketCounters    = "counters"    // session -> countersV1
@@ -231,22 +231,6 @@ func (j *journal) saveCounters(live map[session.ID]countersV1, gone []session.ID
 		}
 		for _, id := range gone {
 			if err := tx.Delete(bucketCounters, id.String()); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// saveRests writes which addresses rest, in one transaction.
-func (j *journal) saveRests(rests []savedRest) error {
-	return j.s.Update(func(tx store.Tx) error {
-		for _, r := range rests {
-			b, err := json.Marshal(leaseV1{stateVersion, r.rest})
-			if err != nil {
-				return err
-			}
-			if err := tx.Put(bucketLeases, r.network+"/"+r.rest.Addresses[0].String(), b); err != nil {
 				return err
 			}
 		}

@@ -3,7 +3,6 @@ package tunnel
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"tunneld/internal/api"
@@ -12,82 +11,28 @@ import (
 	"tunneld/internal/event"
 )
 
-// leaving is what a node does about a gateway that is about to go: it moves to
-// another one of its own, or waits.
-type leaving struct {
-	to string // HOST:PORT; empty: there is no other, it waits
-	at time.Time
-
-	failures int
-}
-
-// maxHops is how often in a row a node lets itself be sent on before it takes its
-// own order again: two gateways may name each other.
-const maxHops = 4
-
-// allowedLocked is the first of those gateways that this link may go to: one that its
-// tunnels name and that this node has joined, so that it is known who must answer
-// there. With none given, any of its own will do. The caller holds Manager.mu.
-func (l *link) allowedLocked(named []string) string {
-	if len(named) == 0 {
-		named = l.gateways
-	}
-	for _, g := range named {
-		if g == l.reached || !slices.Contains(l.gateways, g) {
-			continue
-		}
-		if _, _, err := l.m.whoAnswers(g); err == nil {
-			return g
-		}
-	}
-	return ""
-}
-
 // drainsLocked takes what the gateway says of its going.
 func (l *link) drainsLocked(a control.GatewayDrains) {
 	e := event.Event{Kind: event.GatewayDrains, Node: l.m.cfg.Node.Name, Cause: "it stays"}
-	l.leave = nil
-	if a.Leaving {
-		l.leave = &leaving{to: l.allowedLocked(a.Gateways), at: time.Now().Add(a.Delay)}
+	l.way.Drains(a.Leaving, a.Gateways, time.Now().Add(a.Delay))
+	if leave := l.way.Leave(); leave != nil {
 		e.Cause = "no other gateway: waits for it"
-		if l.leave.to != "" {
-			e.Cause = "moves to " + l.leave.to
+		if leave.To != "" {
+			e.Cause = "moves to " + leave.To
 		}
 	}
-	l.m.log.Info(string(e.Kind), event.KeyPeer, l.reached, event.KeyCause, e.Cause)
+	l.m.log.Info(string(e.Kind), event.KeyPeer, l.way.At(), event.KeyCause, e.Cause)
 	l.m.publish(e)
-}
-
-// retargetedLocked remembers where a gateway that took no set-up sent this node.
-func (l *link) retargetedLocked(named []string) {
-	if l.hops++; l.hops > maxHops {
-		l.prefer = ""
-		return
-	}
-	l.prefer = l.allowedLocked(named)
-}
-
-// nextLocked is the gateway to be tried after those: where this node was sent,
-// then the one that has the connection, then the others in the order of the
-// configuration. Empty: none is left.
-func (l *link) nextLocked(tried []string) string {
-	order := []string{l.prefer, l.homeLocked()}
-	for _, g := range append(order, l.gateways...) {
-		if g != "" && !slices.Contains(tried, g) {
-			return g
-		}
-	}
-	return ""
 }
 
 // homeLocked is the address of the gateway that has the connection; empty if
 // there is none.
 func (l *link) homeLocked() string {
-	if l.conn == nil || len(l.gateways) == 1 {
+	if l.conn == nil || len(l.way.Gateways) == 1 {
 		return ""
 	}
 	id := l.conn.View().PeerID
-	for _, g := range l.gateways {
+	for _, g := range l.way.Gateways {
 		if gw, _, err := l.m.whoAnswers(g); err == nil && gw.ID == id && !id.IsZero() {
 			return g
 		}
@@ -99,13 +44,13 @@ func (l *link) homeLocked() string {
 func (l *link) dueToLeave() (to string, wait time.Duration) {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	if !l.up || l.leave == nil || l.leave.to == "" {
+	if !l.up {
 		return "", idleWait
 	}
-	if left := time.Until(l.leave.at); left > 0 {
-		return "", left
+	if to, wait = l.way.Due(time.Now()); to == "" && wait == 0 {
+		wait = idleWait
 	}
-	return l.leave.to, 0
+	return to, wait
 }
 
 // move takes the tunnels of the link to another gateway. That one must answer
@@ -116,17 +61,19 @@ func (l *link) move(ctx context.Context, to string) time.Duration {
 		l.m.log.Warn("other gateway not reached", event.KeyPeer, to, event.KeyErr, err)
 		l.m.mu.Lock()
 		defer l.m.mu.Unlock()
-		if l.leave == nil {
-			return idleWait
+		if l.way.Leave() != nil {
+			l.way.NotMoved(time.Now(), control.Backoff)
 		}
-		l.leave.failures++
-		wait := control.Backoff(l.leave.failures)
-		l.leave.at = time.Now().Add(wait)
-		return wait
+		return 0
 	}
 	l.m.mu.Lock()
 	conn := l.conn
-	l.leave, l.prefer = nil, to
+	if leave := l.way.Leave(); leave == nil || leave.To != to { // it stays after all
+		l.m.mu.Unlock()
+		t.Close()
+		return 0
+	}
+	l.way.Moves()
 	l.m.mu.Unlock()
 	if conn != nil {
 		conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopShuttingDown, Cause: wire.CauseDraining}})
@@ -139,10 +86,18 @@ func (l *link) move(ctx context.Context, to string) time.Duration {
 	return idleWait
 }
 
-// view is what `status` shows of it; the caller holds Manager.mu.
-func (v *leaving) view() *api.Leaving {
-	if v == nil {
+// leavingView is what `status` shows of a gateway's going; the caller holds
+// Manager.mu.
+func (l *link) leavingView() *api.Leaving {
+	leave := l.way.Leave()
+	if leave == nil {
 		return nil
 	}
-	return &api.Leaving{To: maybe(v.to), At: instant(v.at)}
+	return &api.Leaving{To: maybe(leave.To), At: instant(leave.At)}
+}
+
+// joined reports whether it is known who must answer at a gateway's address.
+func (m *Manager) joined(gateway string) bool {
+	_, _, err := m.whoAnswers(gateway)
+	return err == nil
 }

@@ -19,29 +19,26 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel/life"
+	"tunneld/internal/tunnel/redirect"
 )
 
 // link is this node's control connection towards one list of gateways, with
 // the tunnels that share it. Manager.mu guards its fields.
 type link struct {
-	m        *Manager
-	key      string
-	gateways []string
-	tunnels  []*dialled
-	wake     chan struct{} // of length 1: something to do
+	m       *Manager
+	key     string
+	tunnels []*dialled
+	wake    chan struct{} // of length 1: something to do
 
 	conn     *control.Conn // nil while there is no connection
 	restored *time.Duration
-	up       bool   // a transport carries the connection
-	redial   bool   // the network changed: a new transport is wanted beside the old one
-	lastErr  error  // why the present attempt failed
-	reached  string // the gateway dialled last, HOST:PORT
+	up       bool  // a transport carries the connection
+	redial   bool  // the network changed: a new transport is wanted beside the old one
+	lastErr  error // why the present attempt failed
+	way      redirect.Way
 	local    string // our address towards it
 	pace     control.Pace
 	later    time.Time // no dial before, unless something changed
-	leave    *leaving  // the gateway is about to go; nil: it stays
-	prefer   string    // the gateway to be tried first, which another one named
-	hops     int       // sent on in a row
 	running  bool
 	renewing *renewal
 	provenAt life.Instant // when a transport came to carry the connection last; 0: not in this process
@@ -51,7 +48,7 @@ type link struct {
 }
 
 func newLink(m *Manager, gateways []string) *link {
-	return &link{m: m, key: linkKey(gateways), gateways: gateways, wake: make(chan struct{}, 1)}
+	return &link{m: m, key: linkKey(gateways), way: redirect.Way{Gateways: gateways, Joined: m.joined}, wake: make(chan struct{}, 1)}
 }
 
 // restoreLinks gives each link the control connection it had, and each tunnel
@@ -77,6 +74,7 @@ func (m *Manager) restoreLinks() error {
 			continue
 		}
 		remaining := graceLeft(c.record, time.Now())
+		l.way.Lost(time.Now())
 		l.conn = control.NewConn(control.Restore(m.initiatorConfig(c.record.LocalID), c.record), &linkConn{l, c.record.LocalID}, m.log)
 		l.restored = &remaining
 		for _, s := range c.record.Sessions {
@@ -384,10 +382,10 @@ func (l *link) dial(ctx context.Context) error {
 	var tried []string
 	for {
 		l.m.mu.Lock()
-		address := l.nextLocked(tried)
+		address, loop := l.way.Next(tried, l.homeLocked(), time.Now()), l.way.Err()
 		l.m.mu.Unlock()
 		if address == "" {
-			return errors.Join(errs...)
+			return errors.Join(append(errs, loop)...)
 		}
 		tried = append(tried, address)
 		t, err := l.reach(ctx, address)
@@ -444,7 +442,8 @@ func (l *link) carry(ctx context.Context, address string, c *reached) error {
 		return err
 	}
 	l.m.mu.Lock()
-	l.lastErr, l.reached, l.local = nil, address, c.LocalAddr().String()
+	l.lastErr, l.local = nil, c.LocalAddr().String()
+	l.way.Dialled(address)
 	l.m.mu.Unlock()
 	nc := counted{l.m.tracer.conn(c.Conn, true), &l.octets}
 	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, c.id, c.peer), nil)
@@ -534,7 +533,6 @@ func (l *link) isUp() bool {
 	defer l.m.mu.Unlock()
 	if l.up {
 		l.pace.Forget()
-		l.hops, l.prefer = 0, ""
 	}
 	return l.up
 }

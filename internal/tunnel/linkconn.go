@@ -75,6 +75,7 @@ func (c *linkConn) Notify(a control.Action) {
 	switch a := a.(type) {
 	case control.Opened:
 		c.l.up, c.l.lastErr = true, nil
+		c.l.way.Arrived()
 		c.l.renewedTransportLocked()
 		c.l.provenLocked()
 	case control.SessionUp:
@@ -87,6 +88,7 @@ func (c *linkConn) Notify(a control.Action) {
 		c.sessionDown(a)
 	case control.WasSuspended:
 		c.l.up, c.l.lastErr = false, a.Err
+		c.l.way.Lost(time.Now())
 		c.l.later = time.Now().Add(c.l.pace.Lost(a.Err))
 		c.setStates(session.Suspended, event.Event{Kind: event.SessionSuspended, Cause: cause(a.Err)})
 		c.l.graceLocked()
@@ -99,7 +101,7 @@ func (c *linkConn) Notify(a control.Action) {
 	case control.GatewayDrains:
 		c.l.drainsLocked(a)
 	case control.Retargeted:
-		c.l.retargetedLocked(a.Gateways)
+		c.l.way.SentOn(a.Gateways)
 	case control.RebuildRefused:
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.rebuildRefusedLocked(a.Result)
@@ -189,8 +191,9 @@ func (c *linkConn) sessionDown(a control.SessionDown) {
 func (c *linkConn) resumed(a control.Resumed) {
 	c.l.up, c.l.lastErr = true, nil
 	c.l.renewedTransportLocked()
-	if a.PeerRestarted { // it has forgotten that it was about to go
-		c.l.leave = nil
+	c.l.way.Arrived()
+	if a.PeerRestarted {
+		c.l.way.Restarted()
 	}
 	for _, t := range c.l.tunnels {
 		if t.session == nil || t.dev == nil {
@@ -222,7 +225,8 @@ func (c *linkConn) setStates(to session.State, e event.Event) {
 // the tunnels to say.
 func (c *linkConn) ended(a control.Ended) {
 	c.l.up = false
-	c.l.conn, c.l.leave = nil, nil
+	c.l.conn = nil
+	c.l.way.Ended()
 	why := a.Err
 	if why == nil {
 		why = errors.New(a.Result.Describe(wire.TypeStopCCN))

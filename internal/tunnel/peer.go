@@ -17,7 +17,6 @@ import (
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/life"
-	"tunneld/internal/tunnel/pool"
 )
 
 // peerConn is a node's control connection at the gateway: it decides for the
@@ -54,12 +53,10 @@ func (p *peerConn) from() string {
 // A node that was revoked since its rights were last looked at gets nothing
 // more: the transaction fails, and with it what it was for.
 func (p *peerConn) Save(r *control.Record) error {
-	ended := p.endings(r.Sessions)
+	ended, rests := p.endings(r.Sessions), p.rests()
 	err := p.g.m.journal.saveConnection("", p.lastSeen(), r, func(tx store.Tx) error {
-		for _, e := range ended {
-			if err := e.put(tx); err != nil {
-				return err
-			}
+		if err := putEnds(tx, ended, rests); err != nil {
+			return err
 		}
 		return auth.CheckGrant(tx, p.nodeID, p.serial)
 	})
@@ -81,12 +78,10 @@ func (p *peerConn) lastSeen() netip.Addr {
 
 // Forget removes the record; its sessions are over.
 func (p *peerConn) Forget() error {
-	ended := p.endings(nil)
+	ended, rests := p.endings(nil), p.rests()
 	err := p.g.m.journal.s.Update(func(tx store.Tx) error {
-		for _, e := range ended {
-			if err := e.put(tx); err != nil {
-				return err
-			}
+		if err := putEnds(tx, ended, rests); err != nil {
+			return err
 		}
 		return tx.Delete(bucketConnections, connectionKey(p.id))
 	})
@@ -165,9 +160,8 @@ func (p *peerConn) grant(n *network, q *wire.ICRQ) (control.Grant, *wire.Result)
 	p.serial = serial
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.drain != nil {
-		r := g.drain.elsewhere(wire.CDNNoFacilities)
-		return control.Grant{}, &r
+	if r := g.drain.Refuses(wire.CDNNoFacilities, false); r != nil {
+		return control.Grant{}, r
 	}
 	if r := n.admitLocked(p, q, networks, advertise); r != nil {
 		return control.Grant{}, r
@@ -374,55 +368,6 @@ func (g *gateway) dropLocked(mb *member, e event.Event) {
 	counters := final.event()
 	e.Kind, e.Counters = event.SessionClosed, &counters
 	g.record(mb, e)
-}
-
-// freeLocked gives the addresses back: they rest, and belong to the node.
-func (g *gateway) freeLocked(mb *member) {
-	n := mb.network
-	rest, ok := n.pool.Free(mb.id, time.Now())
-	if !ok {
-		return
-	}
-	if n.cfg.Timers.Cooloff == 0 { // somebody else may get them at once
-		g.flush(mb.addresses)
-	}
-	g.rests = append(g.rests, savedRest{n.cfg.Name, rest})
-	g.m.chores.add("rests", func(context.Context) { g.saveRests() })
-}
-
-// flush makes the host forget the connections of addresses that were given back.
-// Each time it goes through all that the host knows.
-func (g *gateway) flush(addresses []netip.Addr) {
-	if err := g.m.host.FlushConntrack(addresses); err != nil {
-		g.m.log.Warn("connection tracking not flushed", event.KeyErr, err)
-	}
-}
-
-// savedRest is an address given back, and in which network.
-type savedRest struct {
-	network string
-	rest    pool.Rest
-}
-
-// saveRests flushes the connections of addresses that rest, long before somebody
-// else gets them, and makes durable whose they were. A kill before it
-// costs the memory of a rest, not a lease: those are in the connections' records.
-func (g *gateway) saveRests() {
-	g.mu.Lock()
-	rests := g.rests
-	g.rests = nil
-	g.mu.Unlock()
-	if len(rests) == 0 {
-		return
-	}
-	var freed []netip.Addr
-	for _, r := range rests {
-		freed = append(freed, r.rest.Addresses...)
-	}
-	g.flush(freed)
-	if err := g.m.journal.saveRests(rests); err != nil {
-		g.m.log.Error("leases not recorded", event.KeyErr, err)
-	}
 }
 
 var _ control.Handler = (*peerConn)(nil)

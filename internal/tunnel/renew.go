@@ -49,7 +49,7 @@ func (l *link) renewalDue(now time.Time) (control.RenewCertificate, bool) {
 	if l.conn == nil || !l.up || (l.renewing != nil && now.Sub(l.renewing.askedAt) < renewalRetry) {
 		return control.RenewCertificate{}, false
 	}
-	_, id, err := l.m.whoAnswers(l.gateways[0])
+	_, id, err := l.m.whoAnswers(l.way.Gateways[0])
 	if err != nil || now.Before(auth.RenewAt(id.Certificate)) {
 		return control.RenewCertificate{}, false
 	}
@@ -88,7 +88,7 @@ func (l *link) renewed(a control.CertificateRenewed) {
 
 // keepRenewed puts the new certificate in the place of the old one.
 func (l *link) keepRenewed(key crypto.Signer, certificate []byte) error {
-	_, old, err := l.m.whoAnswers(l.gateways[0])
+	_, old, err := l.m.whoAnswers(l.way.Gateways[0])
 	if err != nil {
 		return err
 	}

@@ -65,8 +65,8 @@ func (t *dialled) view() api.Tunnel {
 	v := api.Tunnel{
 		Name: t.cfg.Name, State: t.shownLocked().String(), Held: t.saved.Held, Addresses: []netip.Addr{}, Since: &t.since, Enabled: !t.saved.Down,
 		Routes: []netip.Prefix{}, RefusedRoutes: notNil(t.refused), Advertise: notNil(t.cfg.Advertise),
-		Interface: maybe(t.ifname), Gateway: maybe(cmp.Or(t.link.reached, t.cfg.Gateways[0])), LastError: maybeError(t.lastErr),
-		Leaving: t.link.leave.view(),
+		Interface: maybe(t.ifname), Gateway: maybe(cmp.Or(t.link.way.At(), t.cfg.Gateways[0])), LastError: maybeError(t.lastErr),
+		Leaving: t.link.leavingView(),
 	}
 	since := t.since
 	v.Since = &since

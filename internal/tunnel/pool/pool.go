@@ -373,8 +373,9 @@ func (p *Pool) Free(id session.ID, now time.Time) (Rest, bool) {
 	return Rest{Owner: l.Owner, Addresses: slices.Clone(l.Addresses), FreedAt: now}, true
 }
 
-// heir is who may come back to the slots of l: its owner, unless a Resize left
-// its addresses under two indices, which no lease can have again.
+// heir is who may come back to the slots of l: its owner, unless other
+// prefixes than it was made under left its addresses under two indices, which no
+// lease can have again.
 func (l *lease) heir() string {
 	if len(l.slots) == 1 {
 		return l.Owner

@@ -274,59 +274,70 @@ func TestRestoreRests(t *testing.T) {
 	wantLease(t, p, 3, "old", t0, "10.0.0.5")
 }
 
-func TestResize(t *testing.T) {
+// redefined is the pool under other prefixes, as a manager makes it at a start
+// from what the last process has left.
+func redefined(t *testing.T, p *Pool, texts ...string) *Pool {
+	t.Helper()
+	q := mustNew(t, p.cooloff, texts...)
+	for _, l := range p.Leases() {
+		if err := q.Restore(l); err != nil {
+			t.Fatalf("Restore(%v) = %v", l, err)
+		}
+	}
+	q.RestoreRests(p.Snapshot(), t0)
+	return q
+}
+
+func wantOutside(t *testing.T, p *Pool, want ...int) {
+	t.Helper()
+	var ids []session.ID
+	for _, n := range want {
+		ids = append(ids, id(n))
+	}
+	var got []session.ID
+	for _, l := range p.Outside() {
+		got = append(got, l.Session)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(ids) {
+		t.Errorf("outside are %v, want %v", got, ids)
+	}
+}
+
+func TestOtherPrefixes(t *testing.T) {
 	p := mustNew(t, time.Minute, "10.0.1.0/29")
 	wantLease(t, p, 1, "ann", t0, "10.0.1.2")
 	wantLease(t, p, 2, "ben", t0, "10.0.1.3")
 	wantLease(t, p, 3, "cem", t0, "10.0.1.4")
 	p.Free(id(3), t0)
 
-	if _, err := p.Resize(prefixes("10.0.1.0/31"), t0); !errors.Is(err, ErrPrefix) || p.Size() != 5 {
-		t.Errorf("Resize(/31) = %v and size %d, want ErrPrefix and 5", err, p.Size())
-	}
 	// Downwards, and a family more: 10.0.1.2 has index 258 now.
-	outside, err := p.Resize(prefixes("10.0.0.0/23", "fd77::/64"), t0)
-	if err != nil || len(outside) != 0 {
-		t.Errorf("Resize(/23) = %v, %v, want none outside", outside, err)
-	}
+	p = redefined(t, p, "10.0.0.0/23", "fd77::/64")
+	wantOutside(t, p)
 	wantLease(t, p, 4, "cem", t0, "10.0.1.4", "fd77::104")
 	wantLease(t, p, 5, "dan", t0, "10.0.0.2", "fd77::2")
 	// 10.0.1.2 and 10.0.1.3 are outside; 10.0.1.4 too, though its fd77::104 is not.
-	outside, err = p.Resize(prefixes("10.0.0.0/24", "fd77::/64"), t0)
-	if err != nil || len(outside) != 3 || outside[0].Session != id(1) || outside[2].Session != id(4) {
-		t.Errorf("Resize(/24) = %v, %v, want sessions 1, 2, 4 outside", outside, err)
-	}
-	if !reflect.DeepEqual(outside, p.Outside()) {
-		t.Errorf("Outside() = %v, want %v", p.Outside(), outside)
-	}
+	p = redefined(t, p, "10.0.0.0/24", "fd77::/64")
+	wantOutside(t, p, 1, 2, 4)
 	wantLease(t, p, 1, "ann", t0, "10.0.1.2") // lives on
 	p.Free(id(1), t0)
 	wantLease(t, p, 6, "ann", t0, "10.0.0.3", "fd77::3")
-	// The gateway's address of the new prefix is somebody's.
-	outside, err = p.Resize(prefixes("10.0.0.2/31", "fd77::/64")[1:], t0)
-	if err != nil || len(outside) != 4 {
-		t.Errorf("Resize(IPv6 alone) = %v, %v, want 4 outside", outside, err)
-	}
+	p = redefined(t, p, "fd77::/64")
+	wantOutside(t, p, 2, 4, 5, 6)
 }
 
 func TestGatewayAddressOfNewPrefixIsOutside(t *testing.T) {
-	p := mustNew(t, time.Minute, "10.0.0.0/24")
+	p := mustNew(t, time.Minute, "10.0.0.128/25")
 	if err := p.Restore(Lease{id(1), "ann", addrs("10.0.0.129")}); err != nil {
 		t.Fatal(err)
 	}
-	outside, err := p.Resize(prefixes("10.0.0.128/25"), t0)
-	if err != nil || len(outside) != 1 {
-		t.Errorf("Resize = %v, %v, want session 1 outside", outside, err)
-	}
+	wantOutside(t, p, 1)
 }
 
-// A lease whose addresses a Resize left under two indices blocks both.
+// A lease whose addresses other prefixes left under two indices blocks both.
 func TestTwoIndices(t *testing.T) {
 	p := mustNew(t, time.Minute, "10.0.1.0/29", "fd77::/64")
 	wantLease(t, p, 1, "ann", t0, "10.0.1.2", "fd77::2")
-	if _, err := p.Resize(prefixes("10.0.0.0/23", "fd77::/64"), t0); err != nil {
-		t.Fatal(err)
-	}
+	p = redefined(t, p, "10.0.0.0/23", "fd77::/64")
 	wantLease(t, p, 2, "ben", t0, "10.0.0.3", "fd77::3") // not 10.0.0.2 with ann's fd77::2
 	p.Free(id(1), t0)
 	wantLease(t, p, 3, "ann", t0, "10.0.0.4", "fd77::4")

@@ -3,7 +3,9 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,144 +14,70 @@ import (
 	"tunneld/internal/session"
 )
 
-// model is the pool's contract in the plainest words: a list of all addresses,
-// looked through from the start for every question.
-type model struct {
-	entries []modelEntry
-	cooloff time.Duration
-}
-
-type modelEntry struct {
-	addr    netip.Addr
-	used    bool
-	holder  session.ID
-	owner   string
-	freedAt time.Time
-}
-
-func newModel(p netip.Prefix, cooloff time.Duration) *model {
-	m := &model{cooloff: cooloff}
-	m.resize(p)
-	return m
-}
-
-// resize keeps what is known of the addresses that p has, too, and forgets the
-// others.
-func (m *model) resize(p netip.Prefix) {
-	old := m.entries
-	m.entries = nil
-	for a := p.Addr().Next().Next(); p.Contains(a.Next()); a = a.Next() {
-		e := modelEntry{addr: a}
-		for _, o := range old {
-			if o.addr == a {
-				e = o
-			}
-		}
-		m.entries = append(m.entries, e)
-	}
-}
-
-// lease returns every address that the pool may give; none means exhausted.
-func (m *model) lease(id session.ID, owner string, now time.Time) (allowed []netip.Addr) {
-	var own, fresh, oldest *modelEntry
-	for i := range m.entries {
-		e := &m.entries[i]
-		switch {
-		case e.holder == id:
-			return []netip.Addr{e.addr}
-		case e.holder != session.ID{}:
-		case e.used && e.owner == owner:
-			if own == nil || e.freedAt.After(own.freedAt) {
-				own = e
-			}
-		case !e.used:
-			if fresh == nil {
-				fresh = e
-			}
-		case oldest == nil || e.freedAt.Before(oldest.freedAt):
-			oldest = e
-		}
-	}
-	if own != nil {
-		return m.all(func(e modelEntry) bool {
-			return e.holder.IsZero() && e.used && e.owner == owner && e.freedAt.Equal(own.freedAt)
-		})
-	}
-	if fresh != nil {
-		return m.all(func(e modelEntry) bool { return !e.used })
-	}
-	if oldest == nil || now.Sub(oldest.freedAt) < m.cooloff {
-		return nil
-	}
-	return m.all(func(e modelEntry) bool { return e.holder.IsZero() && e.freedAt.Equal(oldest.freedAt) })
-}
-
-func (m *model) all(is func(modelEntry) bool) (out []netip.Addr) {
-	for _, e := range m.entries {
-		if is(e) {
-			out = append(out, e.addr)
-		}
-	}
-	return out
-}
-
-func (m *model) entry(a netip.Addr) *modelEntry {
-	for i := range m.entries {
-		if m.entries[i].addr == a {
-			return &m.entries[i]
-		}
-	}
-	return nil
-}
-
-// machine runs pool and model side by side.
+// machine runs pool and model side by side, with a journal and a disk as a
+// manager has them.
 type machine struct {
-	pool    *Pool
-	model   *model
-	prefix  []netip.Prefix
-	now     time.Time
-	stored  map[netip.Addr]Rest // what a manager would have on disk
-	journal map[session.ID]Lease
-	before  map[session.ID]modelEntry // for Cancel
+	pool     *Pool
+	model    *model
+	prefixes []netip.Prefix
+	now      time.Time
+	stepped  bool                // the clock was set back
+	disk     map[netip.Addr]Rest // each of its addresses leads to what was freed
+	gone     []Lease             // that a ticket may name
+	last     map[netip.Addr]Rest // of every address that was ever leased: the last that gave it back
 }
 
-var owners = rapid.SampledFrom([]string{"ann", "ben", "cem", "dan/u", "eve"})
+const testCooloff = 10 * time.Minute
+
+var owners = rapid.SampledFrom([]string{"ann", "ben", "cem", "dan/u", ""})
+
+// definitions are pools as files may have them: one family and two, of sizes
+// that differ, with each in turn the smaller, moved, overlapping, apart.
+var definitions = rapid.SampledFrom([][]netip.Prefix{
+	prefixes("10.0.0.0/29"), prefixes("10.0.0.0/30"), prefixes("10.0.0.0/28"), prefixes("10.0.0.8/29"), prefixes("10.9.0.0/29"),
+	prefixes("fd77::/125"), prefixes("fd77::/126"),
+	prefixes("10.0.0.0/29", "fd77::/64"), prefixes("10.0.0.0/29", "fd77::/126"), prefixes("10.0.0.0/30", "fd77::/125"),
+	prefixes("10.0.0.0/28", "fd77::/125"), prefixes("10.0.0.8/29", "fd77::/125"), prefixes("10.0.0.0/28", "fd77::8/125"),
+	prefixes("10.0.0.0/29", "fd78::/64"), prefixes("10.9.0.0/28", "fd77::/124"),
+})
 
 func (m *machine) session(t *rapid.T) session.ID { return id(rapid.IntRange(1, 9).Draw(t, "session")) }
 
 func (m *machine) Lease(t *rapid.T) {
 	id, owner := m.session(t), owners.Draw(t, "owner")
-	if l, live := m.journal[id]; live {
-		owner = l.Owner
+	had, lives := m.model.leases[id]
+	if lives && rapid.Bool().Draw(t, "the same owner") {
+		owner = had.Owner
 	}
-	allowed := m.model.lease(id, owner, m.now)
-	if l, live := m.journal[id]; live { // wherever that is
-		allowed = l.Addresses[:1]
-	}
+	may := m.model.mayLease(owner, m.now)
 	l, err := m.pool.Lease(id, owner, m.now)
-	if len(allowed) == 0 {
+	switch {
+	case lives && owner != had.Owner:
+		if !errors.Is(err, ErrTaken) {
+			t.Fatalf("Lease(%v) for %q = %v, %v, and it is %q's", id, owner, l, err, had.Owner)
+		}
+	case lives:
+		if err != nil || fmt.Sprint(l) != fmt.Sprint(had) {
+			t.Fatalf("Lease(%v) = %v, %v, want %v again", id, l, err, had)
+		}
+	case len(may) == 0:
 		m.checkExhausted(t, err)
-		return
+	case err != nil || !slices.ContainsFunc(may, func(i int) bool { return slices.Equal(m.model.rows[i], l.Addresses) }):
+		t.Fatalf("Lease(%v, %q) = %v, %v, want one of rows %v of %v", id, owner, l.Addresses, err, may, m.model.rows)
+	default:
+		m.taken(t, l)
 	}
-	if err != nil || !contains(allowed, l.Addresses[0]) {
-		t.Fatalf("Lease(%v, %q) = %v, %v, want one of %v", id, owner, l.Addresses, err, allowed)
-	}
-	if _, live := m.journal[id]; live {
-		return
-	}
-	e := m.model.entry(l.Addresses[0])
-	m.before[id] = *e
-	e.holder, e.owner, e.used = id, owner, true
-	m.journal[id] = l
 }
 
-func contains(addrs []netip.Addr, a netip.Addr) bool {
-	for _, b := range addrs {
-		if a == b {
-			return true
+// taken notes a new lease. Whatever prefixes came and went meanwhile, no address
+// of it is one that rests for somebody else.
+func (m *machine) taken(t *rapid.T, l Lease) {
+	for _, a := range l.Addresses {
+		if r, ok := m.last[a]; ok && !m.stepped && r.Owner != l.Owner && m.now.Sub(r.FreedAt) < testCooloff {
+			t.Fatalf("%v is given to %q, %v after %q had it", a, l.Owner, m.now.Sub(r.FreedAt), r.Owner)
 		}
 	}
-	return false
+	m.model.take(l)
 }
 
 func (m *machine) checkExhausted(t *rapid.T, err error) {
@@ -157,50 +85,56 @@ func (m *machine) checkExhausted(t *rapid.T, err error) {
 	if !errors.As(err, &full) {
 		t.Fatalf("Lease = %v, want ErrExhausted", err)
 	}
-	var next time.Time
-	resting, leased := 0, 0
-	for _, e := range m.model.entries {
-		if !e.holder.IsZero() {
-			leased++
-			continue
-		}
-		resting++
-		if at := e.freedAt.Add(m.model.cooloff); next.IsZero() || at.Before(next) {
-			next = at
-		}
+	size, leased, resting, freeAt := m.model.exhausted()
+	if full.Size != size || full.Leased != leased || full.Resting != resting || !full.FreeAt.Equal(freeAt) {
+		t.Fatalf("error = %+v, want size %d, %d leased, %d resting, next at %v", *full, size, leased, resting, freeAt)
 	}
-	if full.Size != len(m.model.entries) || full.Resting != resting || full.Leased != leased || !full.FreeAt.Equal(next) {
-		t.Fatalf("error = %+v, want %d resting, %d leased, next at %v", *full, resting, leased, next)
+}
+
+// Claim is a ticket: of a session that was, mostly.
+func (m *machine) Claim(t *rapid.T) {
+	if len(m.gone) == 0 {
+		return
+	}
+	l := rapid.SampledFrom(m.gone).Draw(t, "ticket")
+	if rapid.IntRange(0, 3).Draw(t, "forged") == 0 {
+		l.Owner = owners.Draw(t, "owner")
+	}
+	may := m.model.mayClaim(l, m.now)
+	if err := m.pool.Claim(l, m.now); (err == nil) != may || err != nil && !errors.Is(err, ErrTaken) {
+		t.Fatalf("Claim(%v) = %v, want it taken: %v", l, err, may)
+	}
+	if may {
+		m.taken(t, l)
 	}
 }
 
 func (m *machine) Free(t *rapid.T) {
 	id := m.session(t)
-	l, live := m.journal[id]
+	l, lives := m.model.leases[id]
+	m.now = m.now.Add(1) // no two at one instant
 	r, ok := m.pool.Free(id, m.now)
-	if ok != live {
-		t.Fatalf("Free(%v) = %v, want %v", id, ok, live)
+	if ok != lives {
+		t.Fatalf("Free(%v) = %v, want %v", id, ok, lives)
 	}
-	if !live {
+	if !lives {
 		return
 	}
-	if e := m.model.entry(l.Addresses[0]); e != nil { // else the pool has lost that address
-		e.holder, e.freedAt = session.ID{}, m.now
+	if want := m.model.free(id, m.now); fmt.Sprint(r) != fmt.Sprint(want) {
+		t.Fatalf("Free(%v) = %v, want %v", id, r, want)
 	}
-	delete(m.journal, id)
-	delete(m.before, id)
-	m.stored[r.Addresses[0]] = r
+	for _, a := range r.Addresses {
+		m.disk[a], m.last[a] = r, r
+	}
+	m.gone = append(m.gone, l)
 }
 
 func (m *machine) Cancel(t *rapid.T) {
 	id := m.session(t)
 	m.pool.Cancel(id)
-	if was, made := m.before[id]; made {
-		if e := m.model.entry(was.addr); e != nil {
-			*e = was
-		}
-		delete(m.before, id)
-		delete(m.journal, id)
+	if undo := m.model.undo[id]; undo != nil {
+		undo()
+		delete(m.model.undo, id)
 	}
 }
 
@@ -208,21 +142,36 @@ func (m *machine) Wait(t *rapid.T) {
 	m.now = m.now.Add(time.Duration(rapid.IntRange(0, 12).Draw(t, "minutes")) * time.Minute)
 }
 
-// Restart makes a new pool of what a manager has on disk.
+// SetBack is an administrator's, or a clock's that was wrong.
+func (m *machine) SetBack(t *rapid.T) {
+	if rapid.IntRange(0, 4).Draw(t, "seldom") == 0 {
+		m.now, m.stepped = m.now.Add(-time.Duration(rapid.IntRange(1, 30).Draw(t, "minutes"))*time.Minute), true
+	}
+}
+
+// Restart makes a new pool of what a manager has on disk, as it was defined or as
+// the file says now: more, less, elsewhere. Of the leases that may yet be
+// cancelled some are not on disk.
 func (m *machine) Restart(t *rapid.T) {
-	p, err := New(m.prefix, m.model.cooloff)
+	if rapid.Bool().Draw(t, "redefined") {
+		m.prefixes = definitions.Draw(t, "prefixes")
+	}
+	p, err := New(m.prefixes, testCooloff)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var rests []Rest
-	for _, r := range m.stored {
-		rests = append(rests, r)
+	leases := maps.Clone(m.model.leases)
+	for _, id := range slices.SortedFunc(maps.Keys(m.model.undo), compareID) {
+		if rapid.Bool().Draw(t, "killed before the journal") {
+			delete(leases, id)
+		}
 	}
+	rests := slices.Collect(maps.Values(m.disk))
 	early := rapid.Bool().Draw(t, "rests first")
 	if early {
 		p.RestoreRests(rests, m.now)
 	}
-	for _, l := range m.journal {
+	for _, l := range leases {
 		if err := p.Restore(l); err != nil {
 			t.Fatalf("Restore(%v) = %v, want nil", l, err)
 		}
@@ -230,53 +179,14 @@ func (m *machine) Restart(t *rapid.T) {
 	if !early {
 		p.RestoreRests(rests, m.now)
 	}
-	m.pool = p
-	m.before = map[session.ID]modelEntry{}
-	for i := range m.model.entries { // a resize had forgotten what is on disk
-		e := &m.model.entries[i]
-		if r, ok := m.stored[e.addr]; ok && e.holder.IsZero() {
-			e.used, e.owner, e.freedAt = true, r.Owner, r.FreedAt
-		}
-	}
-}
-
-// Resize as a reload does: to what was, to more, to less, to something else. Live
-// leases stay; those with an address that the pool has no more are told.
-func (m *machine) Resize(t *rapid.T) {
-	to := m.prefix
-	if len(to) == 1 { // of two families each has an index of its own then: TestResize
-		to = prefixes(rapid.SampledFrom([]string{"10.0.0.0/29", "10.0.0.0/30", "10.0.0.0/28", "10.0.0.8/29", "10.0.0.0/27"}).Draw(t, "prefix"))
-	}
-	outside, err := m.pool.Resize(to, m.now)
-	if err != nil {
-		t.Fatalf("Resize(%v) = %v", to, err)
-	}
-	m.prefix = to
-	m.model.resize(to[0])
-	for id, l := range m.journal { // one that was outside may be inside again
-		if e := m.model.entry(l.Addresses[0]); e != nil {
-			e.holder, e.owner, e.used = id, l.Owner, true
-		}
-	}
-	m.checkOutside(t, outside)
-}
-
-func (m *machine) checkOutside(t *rapid.T, outside []Lease) {
-	told := map[session.ID]bool{}
-	for _, l := range outside {
-		told[l.Session] = true
-	}
-	for id, l := range m.journal {
-		if want := m.model.entry(l.Addresses[0]) == nil; told[id] != want {
-			t.Fatalf("lease %v is told to be outside of %v: %v, want %v", l, m.prefix, told[id], want)
-		}
-	}
+	m.pool, m.model = p, newModel(m.prefixes, testCooloff, leases, rests, m.now)
 }
 
 // Check compares everything that can be seen.
 func (m *machine) Check(t *rapid.T) {
 	seen := map[netip.Addr]session.ID{}
-	for _, l := range m.pool.Leases() {
+	leases := m.pool.Leases()
+	for _, l := range leases {
 		for _, a := range l.Addresses {
 			if other, double := seen[a]; double {
 				t.Fatalf("%v is leased to %v and %v", a, other, l.Session)
@@ -286,43 +196,47 @@ func (m *machine) Check(t *rapid.T) {
 				t.Fatalf("Of(%v) = %v, %v, want %v", a, got, ok, l.Session)
 			}
 		}
-		if fmt.Sprint(l) != fmt.Sprint(m.journal[l.Session]) {
-			t.Fatalf("lease = %v, want %v", l, m.journal[l.Session])
+		if want := m.model.leases[l.Session]; fmt.Sprint(l) != fmt.Sprint(want) {
+			t.Fatalf("lease = %v, want %v", l, want)
 		}
 	}
-	m.checkOutside(t, m.pool.Outside())
-	if len(seen) != len(m.journal)*len(m.prefix) {
-		t.Fatalf("%d addresses are leased, want those of %d sessions", len(seen), len(m.journal))
+	if len(leases) != len(m.model.leases) {
+		t.Fatalf("%d leases, want %d", len(leases), len(m.model.leases))
 	}
-	free := map[netip.Addr]Rest{}
-	for _, r := range m.pool.Snapshot() {
-		free[r.Addresses[0]] = r
+	outside := map[session.ID]bool{}
+	for _, l := range m.pool.Outside() {
+		outside[l.Session] = true
 	}
-	for _, e := range m.model.entries {
-		r, ok := free[e.addr]
-		if want := e.used && e.holder.IsZero(); ok != want {
-			t.Fatalf("%v is in Snapshot: %v, want %v", e.addr, ok, want)
-		} else if ok && (r.Owner != e.owner || !r.FreedAt.Equal(e.freedAt)) {
-			t.Fatalf("Snapshot has %v, want owner %q, freed at %v", r, e.owner, e.freedAt)
+	for id, l := range m.model.leases {
+		if want := m.model.outside(l); outside[id] != want {
+			t.Fatalf("lease %v is told to be outside of %v: %v, want %v", l, m.prefixes, outside[id], want)
+		}
+	}
+	m.checkRests(t)
+}
+
+func (m *machine) checkRests(t *rapid.T) {
+	free := m.pool.Snapshot()
+	if len(free) != len(m.model.past) || m.pool.Size() != len(m.model.rows) {
+		t.Fatalf("%v are free of %d, want %v of %d", free, m.pool.Size(), m.model.past, len(m.model.rows))
+	}
+	for _, want := range m.model.past {
+		if !slices.ContainsFunc(free, func(r Rest) bool {
+			return r.Owner == want.Owner && slices.Equal(r.Addresses, want.Addresses) && r.FreedAt.Equal(want.FreedAt)
+		}) {
+			t.Fatalf("Snapshot = %v, want %v in it", free, want)
 		}
 	}
 }
 
 func TestAgainstModel(t *testing.T) {
-	for _, texts := range [][]string{{"10.0.0.0/29"}, {"10.0.0.0/29", "fd77::/64"}} {
-		t.Run(fmt.Sprint(texts), func(t *testing.T) {
-			rapid.Check(t, func(t *rapid.T) {
-				prefix := prefixes(texts...)
-				p, err := New(prefix, 10*time.Minute)
-				if err != nil {
-					t.Fatal(err)
-				}
-				m := &machine{
-					pool: p, model: newModel(prefix[0], 10*time.Minute), prefix: prefix, now: t0,
-					stored: map[netip.Addr]Rest{}, journal: map[session.ID]Lease{}, before: map[session.ID]modelEntry{},
-				}
-				t.Repeat(rapid.StateMachineActions(m))
-			})
-		})
-	}
+	rapid.Check(t, func(t *rapid.T) {
+		at := definitions.Draw(t, "prefixes")
+		p, err := New(at, testCooloff)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &machine{pool: p, model: newModel(at, testCooloff, map[session.ID]Lease{}, nil, t0), prefixes: at, now: t0, disk: map[netip.Addr]Rest{}, last: map[netip.Addr]Rest{}}
+		t.Repeat(rapid.StateMachineActions(m))
+	})
 }

@@ -81,10 +81,6 @@ func (p *Pool) index(a netip.Addr) (uint32, bool) {
 func (p *Pool) Snapshot() []Rest {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.snapshotLocked()
-}
-
-func (p *Pool) snapshotLocked() []Rest {
 	out := make([]Rest, 0, len(p.free))
 	for _, s := range p.free {
 		out = append(out, Rest{Owner: s.owner, Addresses: p.addresses(s.index), FreedAt: s.freedAt})
@@ -105,10 +101,6 @@ func (p *Pool) snapshotLocked() []Rest {
 func (p *Pool) RestoreRests(rests []Rest, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.restoreRestsLocked(rests, now)
-}
-
-func (p *Pool) restoreRestsLocked(rests []Rest, now time.Time) {
 	sorted := slices.Clone(rests)
 	slices.SortStableFunc(sorted, func(a, b Rest) int { return a.FreedAt.Compare(b.FreedAt) })
 	for _, r := range sorted {
@@ -133,39 +125,11 @@ func (p *Pool) restoreRestsLocked(rests []Rest, now time.Time) {
 	}
 }
 
-// Resize gives the pool other prefixes. Live leases stay as they are; those
-// with an address that the new prefixes do not have are returned (and by
-// Outside from then on), for the caller to end or to leave. Past owners and
-// rests go with their addresses. After an error nothing has changed.
-func (p *Pool) Resize(prefixes []netip.Prefix, now time.Time) (outside []Lease, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q, err := New(prefixes, p.cooloff)
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range p.leases {
-		if err := q.Restore(l.Lease); err != nil {
-			panic(err) // they were apart before
-		}
-		kept := q.leases[l.Session] // Cancel goes on to work
-		kept.restored, kept.was = l.restored, l.was
-	}
-	q.RestoreRests(p.snapshotLocked(), now)
-	p.prefixes, p.last, p.leases, p.byAddr = q.prefixes, q.last, q.leases, q.byAddr
-	p.slots, p.free, p.owners, p.next, p.returned = q.slots, q.free, q.owners, q.next, q.returned
-	return p.outsideLocked(), nil
-}
-
 // Outside returns the leases with an address that the pool does not lease, by
 // session.
 func (p *Pool) Outside() []Lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.outsideLocked()
-}
-
-func (p *Pool) outsideLocked() []Lease {
 	var out []Lease
 	for _, id := range slices.SortedFunc(maps.Keys(p.leases), compareID) {
 		l := p.leases[id]
