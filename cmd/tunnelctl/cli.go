@@ -73,14 +73,14 @@ func newRoot(c *cli, env func(string) string) *cobra.Command {
 	root.SetUsageFunc(func(cmd *cobra.Command) error { return usageOf(cmd, "see its help") })
 
 	session := newGroup("session", sessionUsage)
-	session.Short = "show or end one session"
-	session.AddCommand(newSessionShow(c), newSessionKill(c))
+	session.Short = "show, end or release one session"
+	session.AddCommand(newSessionShow(c), newSessionKill(c), newSessionRelease(c))
 	node := newGroup("node", nodeUsage)
 	node.Short = "list or revoke nodes"
 	node.AddCommand(newNodeList(c), newNodeRevoke(c))
 	root.AddCommand(
 		newInvite(c), newJoin(c), newUp(c), newDown(c), newSuspend(c), newResume(c), newExtend(c), newLeave(c), newDrain(c), newStatus(c),
-		newSessions(c), session, node, newEvents(c), newVersion(c),
+		newSessions(c), session, node, newEvents(c), newVersion(c), newCompletion(c),
 	)
 	return root
 }

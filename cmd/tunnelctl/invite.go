@@ -35,6 +35,10 @@ func newInvite(c *cli) *cobra.Command {
 	}
 	cmd.Flags().StringArrayVar(&req.Networks, "network", nil, "a network the node may enter")
 	cmd.Flags().StringArrayVar(&advertise, "advertise", nil, "a prefix the node may announce")
+	cmd.Flags().StringVar(&req.RateUp, "rate-up", "", "the most the node may send")
+	cmd.Flags().StringVar(&req.RateDown, "rate-down", "", "the most the node may receive")
+	cmd.Flags().StringVar(&req.Direction, "direction", "", "up or down: the one way that is open")
+	_ = cmd.RegisterFlagCompletionFunc("direction", cobra.FixedCompletions([]string{"up", "down", "duplex"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long the code is good")
 	cmd.Flags().BoolVar(&req.Replace, "replace", false, "give an enrolled node a new identity")
 	return cmd

@@ -29,10 +29,10 @@ func newNodeList(c *cli) *cobra.Command {
 }
 
 func nodeRows(nodes []api.Node) [][]string {
-	rows := [][]string{{"NODE", "STATE", "NETWORKS", "ADVERTISE", "SESSIONS", "EXPIRES", "ID"}}
+	rows := [][]string{{"NODE", "STATE", "NETWORKS", "ADVERTISE", "LIMITS", "SESSIONS", "EXPIRES", "ID"}}
 	for _, n := range nodes {
 		rows = append(rows, []string{
-			n.Name, n.State, list(n.Networks), list(n.Advertise), strconv.Itoa(n.Sessions), stamp(n.ExpiresAt), word(n.ID),
+			n.Name, n.State, list(n.Networks), list(n.Advertise), limitsOf(n.Limits), strconv.Itoa(n.Sessions), stamp(n.ExpiresAt), word(n.ID),
 		})
 	}
 	return rows

@@ -57,6 +57,7 @@ var verbs = map[string]string{
 	"session-rebuilt":     "rebuilt",
 	"session-held":        "held by suspend",
 	"session-released":    "released by resume",
+	"quarantine-lifted":   "let out of quarantine",
 	"rekey-failed":        "not rekeyed",
 }
 
@@ -111,6 +112,11 @@ func (c *cli) detailRows(d api.SessionDetail) (rows [][]string) {
 	add("path", word(d.Path))
 	add("endpoint", word(d.Endpoint))
 	add("traffic", fmt.Sprintf("rx_bytes %d, tx_bytes %d", d.RxBytes, d.TxBytes))
+	add("limits", limitsOf(d.Limits))
+	add("dropped", dropsOf(d.RxDropped, d.TxDropped))
+	if d.Quarantined {
+		add("quarantined", "nothing passes; `tunnelctl session release` lets it out")
+	}
 	add("expires", stamp(d.ExpiresAt))
 	if d.Checkpoint != nil {
 		add("checkpoint", strconv.FormatUint(*d.Checkpoint, 10))

@@ -32,6 +32,7 @@ func newStatus(c *cli) *cobra.Command {
 
 func (c *cli) showStatus(s api.Status) error {
 	fmt.Fprintf(c.out, "node %s, boot %s, engine %s\n", printable(s.Node), printable(s.BootID), printable(s.Engine))
+	c.showKeyMemory(s.KeyMemory)
 	for _, t := range s.Tunnels {
 		fmt.Fprintf(c.out, "\ntunnel %s\n", printable(t.Name))
 		if err := c.table(c.tunnelRows(t)); err != nil {
@@ -62,6 +63,24 @@ func (c *cli) showStatus(s api.Status) error {
 		c.hint("no tunnel yet: ask the gateway's administrator for an invite code and give it to `tunnelctl join -`")
 	}
 	return nil
+}
+
+// showKeyMemory tells whether live keys could reach a disk.
+func (c *cli) showKeyMemory(k api.KeyMemory) {
+	swap := "whether there is a swap is not known"
+	if k.Swap != nil && *k.Swap {
+		swap = "there is a swap"
+	} else if k.Swap != nil {
+		swap = "there is no swap"
+	}
+	if k.Locked {
+		fmt.Fprintln(c.out, "keys locked in memory")
+	} else {
+		fmt.Fprintf(c.out, "keys not locked in memory, %s: %s\n", swap, printable(word(k.Why)))
+	}
+	if k.Mend != nil {
+		fmt.Fprintf(c.out, "  mended by: %s\n", printable(*k.Mend))
+	}
 }
 
 // tunnelRows are the lines about one tunnel, control and data apart; what is
@@ -145,10 +164,10 @@ func interfaceOf(t api.Tunnel) string {
 }
 
 func networkRows(networks []api.Network) [][]string {
-	rows := [][]string{{"NETWORK", "INTERFACE", "POOLS", "ADDRESSES", "ROUTES", "SESSIONS", "LEASED"}}
+	rows := [][]string{{"NETWORK", "INTERFACE", "POOLS", "ADDRESSES", "ROUTES", "LIMITS", "SESSIONS", "LEASED"}}
 	for _, n := range networks {
 		rows = append(rows, []string{
-			n.Name, n.Interface, list(n.Pools), list(n.Addresses), list(n.Routes),
+			n.Name, n.Interface, list(n.Pools), list(n.Addresses), list(n.Routes), limitsOf(n.Limits),
 			strconv.Itoa(n.Sessions), strconv.Itoa(n.Leased),
 		})
 	}

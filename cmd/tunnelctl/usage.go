@@ -23,11 +23,12 @@ on a gateway
   sessions                    the sessions of this gateway
   session show ID             one session and what happened to it
   session kill ID             close a session
+  session release ID          let a session out of quarantine
 
 on both
   events                      what happened, and what happens
   version                     of this program and of the daemon
-  completion SHELL            shell completion for bash, zsh, fish
+  completion SHELL            for bash, zsh, fish or powershell
 
 flags
   --socket PATH   the daemon's socket; default $TUNNELD_SOCKET,
@@ -42,8 +43,9 @@ exit status: 0 done, 1 failed, 2 usage, 3 no daemon behind the socket,
 const sessionUsage = `
 usage: tunnelctl session show ID
        tunnelctl session kill ID [--reason TEXT]
+       tunnelctl session release ID
 
-Shows or closes one session of this gateway.
+Shows or closes one session of this gateway, or lets it out of quarantine.
 `
 
 const nodeUsage = `
@@ -55,6 +57,7 @@ Lists the nodes that this gateway invited, or revokes one of them.
 
 const inviteUsage = `
 usage: tunnelctl invite NODE [--network NAME]... [--advertise PREFIX]...
+                        [--rate-up RATE] [--rate-down RATE] [--direction WAY]
                         [--ttl DURATION] [--replace]
 
 Prints an invite code for a node: one line, a secret, good for one enrolment.
@@ -64,6 +67,10 @@ The node's administrator gives it to "tunnelctl join -".
                       default: every network of this gateway
   --advertise PREFIX  a prefix behind the node that it may announce; may be
                       repeated; default: none
+  --rate-up RATE      the most the node may send, as in 20Mbit or 512kbit
+  --rate-down RATE    the most it may receive; what is beyond either is dropped
+  --direction WAY     up: it may only send, down: it may only receive;
+                      default: as its networks say, which limit it as well
   --ttl DURATION      how long the code is good; default 1h
   --replace           the node is enrolled already: give it a new identity and
                       revoke the old one
@@ -170,6 +177,21 @@ Closes a session. The node keeps its rights and may come back; to end these,
 see "tunnelctl node revoke".
 
   --reason TEXT  goes to the node and into the record
+`
+
+const sessionReleaseUsage = `
+usage: tunnelctl session release ID
+
+Lets the packets pass of a session that is quarantined because the gateway has
+lost its book of nodes. Whoever does so answers for the session's node: it is in
+the book again, with the networks and prefixes that its sessions have. A node
+that was revoked before the loss would be let in, too.
+`
+
+const completionUsage = `
+usage: tunnelctl completion SHELL
+
+Prints the completion for a shell: bash, zsh, fish or powershell.
 `
 
 const nodeListUsage = `

@@ -65,7 +65,25 @@ func newRoot(c *cli) *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSpace(cmd.Long)) })
 	root.SetUsageFunc(func(cmd *cobra.Command) error { return usageOf(cmd, "see its help") })
 	root.AddCommand(newInit(c), newRun(c), newCheck(c), newVersion(c))
+	strictCompletion(root)
 	return root
+}
+
+// strictCompletion makes cobra's verb for the shells refuse one that it does not
+// know, which it answers with its help and status 0.
+func strictCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	cmd, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		panic(err) // it was made a line above
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageOf(cmd, "a shell is missing")
+		}
+		return usageOf(cmd, "no completion for shell %q", args[0])
+	}
+	cmd.RunE = func(*cobra.Command, []string) error { return nil } // Args refuses everything
 }
 
 // usageError is a mistake in the command line.

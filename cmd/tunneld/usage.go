@@ -9,6 +9,8 @@ Session control for encrypted tunnels.
   run       run the daemon
   check     check the configuration and touch nothing
   version   what this program is
+  completion SHELL
+            for bash, zsh, fish or powershell
 
   --help    of any verb: how it is used
 

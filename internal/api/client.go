@@ -117,6 +117,12 @@ func (c *Client) KillSession(ctx context.Context, id, reason string) error {
 	return err
 }
 
+// ReleaseSession lets a session of a gateway out of quarantine.
+func (c *Client) ReleaseSession(ctx context.Context, id string) error {
+	_, err := change[done](ctx, c, "/v1/session/release", ReleaseRequest{Session: id}, answerTimeout)
+	return err
+}
+
 // Invite asks a gateway for an invite code.
 func (c *Client) Invite(ctx context.Context, req InviteRequest) (InviteReply, error) {
 	return change[InviteReply](ctx, c, "/v1/invite", withLists(req), answerTimeout)

@@ -79,7 +79,8 @@ func TestClientMirrorsManager(t *testing.T) {
 	}
 	for verb, err := range map[string]error{
 		"down": c.Down(ctx, "home"), "leave": c.Leave(ctx, "home"), "suspend": c.Suspend(ctx, "home"), "resume": c.Resume(ctx, "home"), "revoke": c.RevokeNode(ctx, "branch"),
-		"kill": c.KillSession(ctx, apitest.BranchID, "audit & more <\x07>"),
+		"release": c.ReleaseSession(ctx, apitest.BranchID),
+		"kill":    c.KillSession(ctx, apitest.BranchID, "audit & more <\x07>"),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", verb, err)
@@ -88,7 +89,7 @@ func TestClientMirrorsManager(t *testing.T) {
 	asked := strings.Join(m.Asked(), "\n")
 	for _, want := range []string{
 		"status", "sessions", "session " + apitest.BranchID, "invite bob [office] [10.20.0.0/16] 60000 true", "nodes",
-		`join tnl1-x as "work" interface "tnl7"`, "up home 1s", "down home", "leave home", "suspend home", "resume home", "extend home 1m0s", "revoke branch",
+		`join tnl1-x as "work" interface "tnl7"`, "up home 1s", "down home", "leave home", "suspend home", "resume home", "extend home 1m0s", "revoke branch", "release " + apitest.BranchID,
 		`kill ` + apitest.BranchID + ` "audit & more <\a>"`,
 	} {
 		if !strings.Contains(asked, want) {

@@ -38,6 +38,7 @@ func (m *fake) Status(context.Context) (Status, error) {
 }
 
 func (m *fake) KillSession(context.Context, string, string) error { m.note("kill"); return nil }
+func (m *fake) ReleaseSession(context.Context, string) error      { m.note("release"); return nil }
 
 func (m *fake) Down(context.Context, string) error { m.note("down"); return nil }
 

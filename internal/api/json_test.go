@@ -15,10 +15,10 @@ func TestContractKeys(t *testing.T) {
 		v    any
 		want string
 	}{
-		{"status", Status{}, "node boot_id engine tunnels networks problems drain"},
+		{"status", Status{}, "node boot_id engine tunnels networks problems drain key_memory"},
 		{"tunnel", Tunnel{}, "name state session addresses gateway path endpoint interface mtu key_epoch resumes last_handshake_at rx_bytes tx_bytes since " +
 			"routes refused_routes advertise data_alive last_error enabled expires_at held leaving"},
-		{"session", Session{}, "session node user network state addresses path endpoint key_epoch resumes last_handshake_at rx_bytes tx_bytes since expires_at"},
+		{"session", Session{}, "session node user network state addresses path endpoint key_epoch resumes last_handshake_at rx_bytes tx_bytes since expires_at quarantined"},
 		{"event", Event{}, "time event session node network cause request from rx_bytes tx_bytes"},
 	} {
 		typ := reflect.TypeOf(tt.v)
@@ -40,8 +40,8 @@ func TestListsAreNeverNull(t *testing.T) {
 		want string
 	}{
 		{[]Session(nil), `[]`},
-		{Status{}, `{"node":"","boot_id":"","engine":"","tunnels":[],"networks":[],"problems":[],"drain":null}`},
-		{[]Node{{Name: "a"}}, `[{"name":"a","id":null,"state":"","networks":[],"advertise":[],"sessions":0,"expires_at":null}]`},
+		{Status{}, `{"node":"","boot_id":"","engine":"","tunnels":[],"networks":[],"problems":[],"drain":null,"key_memory":{"locked":false,"swap":null,"why":null,"mend":null}}`},
+		{[]Node{{Name: "a"}}, `[{"name":"a","id":null,"state":"","networks":[],"advertise":[],"sessions":0,"expires_at":null,"rate_up":null,"rate_down":null,"direction":null}]`},
 		{JoinReply{Tunnels: []JoinedTunnel{{}}}, `{"node":"","gateway":"","tunnels":[{"name":"","file":"","routes":[]}]}`},
 		{Tunnel{}, `{"name":"","state":"","session":null,"addresses":[],"gateway":null,"path":null,"endpoint":null,"interface":null,` +
 			`"mtu":null,"key_epoch":null,"resumes":0,"last_handshake_at":null,"rx_bytes":0,"tx_bytes":0,"since":null,` +

@@ -15,12 +15,13 @@ import (
 // changer is a request that changes one thing, which it names.
 type changer interface{ changes() string }
 
-func (r KillRequest) changes() string   { return "session " + quoted(r.Session) }
-func (r RevokeRequest) changes() string { return "node " + quoted(r.Node) }
-func (r InviteRequest) changes() string { return "node " + quoted(r.Node) }
-func (r JoinRequest) changes() string   { return "the tunnels of this node" }
-func (r TunnelRequest) changes() string { return "tunnel " + quoted(r.Tunnel) }
-func (r ExtendRequest) changes() string { return "tunnel " + quoted(r.Tunnel) }
+func (r KillRequest) changes() string    { return "session " + quoted(r.Session) }
+func (r ReleaseRequest) changes() string { return "session " + quoted(r.Session) }
+func (r RevokeRequest) changes() string  { return "node " + quoted(r.Node) }
+func (r InviteRequest) changes() string  { return "node " + quoted(r.Node) }
+func (r JoinRequest) changes() string    { return "the tunnels of this node" }
+func (r TunnelRequest) changes() string  { return "tunnel " + quoted(r.Tunnel) }
+func (r ExtendRequest) changes() string  { return "tunnel " + quoted(r.Tunnel) }
 
 func quoted(name string) string { return fmt.Sprintf("%q", name) }
 

@@ -27,6 +27,7 @@ func routes() []route {
 		{"sessions", http.MethodGet, "/v1/sessions", look, read(sessions)},
 		{"session show", http.MethodGet, "/v1/session/show", look, read(sessionShow, "id")},
 		{"session kill", http.MethodPost, "/v1/session/kill", administer, once(write(sessionKill))},
+		{"session release", http.MethodPost, "/v1/session/release", administer, once(write(sessionRelease))},
 		{"invite", http.MethodPost, "/v1/invite", administer, once(write(invite))},
 		{"node list", http.MethodGet, "/v1/node/list", look, read(nodeList)},
 		{"node revoke", http.MethodPost, "/v1/node/revoke", administer, once(write(nodeRevoke))},
@@ -66,6 +67,13 @@ func sessionKill(ctx context.Context, m Manager, req KillRequest) (done, error) 
 		return done{}, missing("session")
 	}
 	return done{}, m.KillSession(ctx, req.Session, req.Reason)
+}
+
+func sessionRelease(ctx context.Context, m Manager, req ReleaseRequest) (done, error) {
+	if req.Session == "" {
+		return done{}, missing("session")
+	}
+	return done{}, m.ReleaseSession(ctx, req.Session)
 }
 
 func invite(ctx context.Context, m Manager, req InviteRequest) (InviteReply, error) {

@@ -15,6 +15,8 @@ type Manager interface {
 	Sessions(ctx context.Context) ([]Session, error)
 	Session(ctx context.Context, id string) (SessionDetail, error)
 	KillSession(ctx context.Context, id, reason string) error
+	// ReleaseSession lets the packets of a quarantined session pass.
+	ReleaseSession(ctx context.Context, id string) error
 
 	Invite(ctx context.Context, req InviteRequest) (InviteReply, error)
 	Nodes(ctx context.Context) ([]Node, error)
@@ -81,6 +83,18 @@ type Status struct {
 	Networks []Network `json:"networks"`
 	Problems []Problem `json:"problems"`
 	Drain    *Drain    `json:"drain"` // null: this node is no gateway, or stays
+	// KeyMemory is whether live keys could reach a disk.
+	KeyMemory KeyMemory `json:"key_memory"`
+}
+
+// KeyMemory is where the live keys of the data plane lie: Locked, so that no
+// swap takes them in, or why not, and the command that mends that. Swap is
+// whether the machine has one; null: that is not known.
+type KeyMemory struct {
+	Locked bool    `json:"locked"`
+	Swap   *bool   `json:"swap"`
+	Why    *string `json:"why"`
+	Mend   *string `json:"mend"`
 }
 
 // Tunnel is one tunnel this node dials.
@@ -143,6 +157,29 @@ type Network struct {
 	Routes    []netip.Prefix `json:"routes"`
 	Sessions  int            `json:"sessions"`
 	Leased    int            `json:"leased"`
+	Limits                   // of each session
+}
+
+// Limits bound what passes a session, as its node sees it: up is what the node
+// sends. Rates are bits a second, null: no bound. Direction is duplex, up or
+// down, or none where a network and a node exclude each other's; null: not known
+// at this end.
+type Limits struct {
+	RateUp    *uint64 `json:"rate_up"`
+	RateDown  *uint64 `json:"rate_down"`
+	Direction *string `json:"direction"`
+}
+
+// Drops are the packets of a session that were dropped since the daemon
+// started, by cause.
+type Drops struct {
+	Gate      uint64 `json:"gate"`      // it was held, quarantined or closed
+	Deadline  uint64 `json:"deadline"`  // it was over
+	Direction uint64 `json:"direction"` // only the other one is open
+	Rate      uint64 `json:"rate"`      // beyond it
+	Source    uint64 `json:"source"`    // not the peer's
+	NoKey     uint64 `json:"no_key"`    // a handshake was waited for in vain
+	Congested uint64 `json:"congested"` // marked on the way
 }
 
 // Problem is something about this host that stops traffic, and its mending.
@@ -169,6 +206,7 @@ type Session struct {
 	TxBytes         uint64       `json:"tx_bytes"`
 	Since           *time.Time   `json:"since"`
 	ExpiresAt       *time.Time   `json:"expires_at"`
+	Quarantined     bool         `json:"quarantined"` // nothing passes until `session release`, or until the book of nodes is back
 }
 
 // SessionDetail is `session show`: the session and its story, oldest first.
@@ -179,6 +217,10 @@ type SessionDetail struct {
 	// Checkpoint is the serial that this end of the control connection stands
 	// at: the peer's is the same when nothing is under way. Null when it is over.
 	Checkpoint *uint64 `json:"checkpoint"`
+	Limits
+	// What this end received and what it was to send; null when it is over.
+	RxDropped *Drops `json:"rx_dropped"`
+	TxDropped *Drops `json:"tx_dropped"`
 }
 
 // Event is one line of `events --json`.
@@ -205,6 +247,11 @@ type InviteRequest struct {
 	Advertise []netip.Prefix `json:"advertise"`
 	TTLMillis int64          `json:"ttl_ms"`
 	Replace   bool           `json:"replace"`
+
+	// Limits of the node's sessions, spelt as in the configuration; empty: none.
+	RateUp    string `json:"rate_up,omitempty"`
+	RateDown  string `json:"rate_down,omitempty"`
+	Direction string `json:"direction,omitempty"`
 }
 
 // InviteReply carries the code: one line, valid once until ExpiresAt.
@@ -243,6 +290,7 @@ type Node struct {
 	Advertise []netip.Prefix `json:"advertise"`
 	Sessions  int            `json:"sessions"`
 	ExpiresAt *time.Time     `json:"expires_at"` // of the invite, or of the certificate
+	Limits                   // beyond those of its networks
 }
 
 // TunnelRequest names the tunnel that `down`, `leave`, `suspend` and `resume` are about.
@@ -266,6 +314,11 @@ type ExtendRequest struct {
 type KillRequest struct {
 	Session string `json:"session"`
 	Reason  string `json:"reason"`
+}
+
+// ReleaseRequest lets a session out of quarantine.
+type ReleaseRequest struct {
+	Session string `json:"session"`
 }
 
 // DrainRequest announces that a gateway goes, within OverMillis, or with Cancel

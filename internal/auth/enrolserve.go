@@ -81,7 +81,7 @@ func (r *Registry) enrol(req EnrolRequest, export Exporter, now time.Time) (Enro
 			r.mirrorRevoked(e.done.Replaced, e.serial)
 		}
 		if !e.done.Again {
-			r.rights[e.done.ID] = rights{e.inv.Networks, e.inv.Advertise}
+			r.rights[e.done.ID] = rights{e.inv.Networks, e.inv.Advertise, e.inv.Limits}
 		}
 		delete(r.wrong, req.Invite)
 	})
@@ -205,7 +205,7 @@ func (e *enrolment) use(tx store.Tx) (err error) {
 		return err
 	}
 	e.inv.KeyHash = e.keyHash
-	rec = nodeRecord{ID: e.inv.NodeID, State: Enrolled, Networks: e.inv.Networks, Advertise: e.inv.Advertise}
+	rec = nodeRecord{ID: e.inv.NodeID, State: Enrolled, Networks: e.inv.Networks, Advertise: e.inv.Advertise, Limits: e.inv.Limits}
 	if err := rec.certified(tx, e.inv.Node, e.inv.Certificate); err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ type InviteRequest struct {
 	Node      string
 	Networks  []string       // that the node may open
 	Advertise []netip.Prefix // that it may announce
+	Limits    Limits         // of its sessions
 	TTL       time.Duration  // 0: DefaultInviteTTL
 	// Replace allows a name that is enrolled. The old node goes on working
 	// until the new one enrols, which revokes it: an invite that is lost or
@@ -44,6 +45,7 @@ type invite struct {
 	NodeID    session.ID     `json:"node_id"` // the id the node will have
 	Networks  []string       `json:"networks"`
 	Advertise []netip.Prefix `json:"advertise"`
+	Limits    Limits         `json:"limits,omitzero"`
 	ExpiresAt time.Time      `json:"expires_at"`
 	Withdrawn string         `json:"withdrawn,omitempty"` // why it is no longer valid
 	// Once used, an invite belongs to one key and gives only it the same
@@ -63,7 +65,7 @@ func (r *Registry) Invite(req InviteRequest, now time.Time) (Code, error) {
 	}
 	inv := invite{
 		Secret: code.Secret.Reveal(), Node: req.Node, NodeID: session.NewID(),
-		Networks: slices.Clone(req.Networks), Advertise: slices.Clone(req.Advertise), ExpiresAt: code.ExpiresAt,
+		Networks: slices.Clone(req.Networks), Advertise: slices.Clone(req.Advertise), Limits: req.Limits, ExpiresAt: code.ExpiresAt,
 	}
 	sweep := now.Sub(time.Unix(r.swept.Load(), 0)) >= sweepInterval
 	err = r.change(func(tx store.Tx) error {
@@ -84,7 +86,7 @@ func (r *Registry) Invite(req InviteRequest, now time.Time) (Code, error) {
 			return err
 		}
 		if rec.State != Enrolled && rec.State != Revoked {
-			rec = nodeRecord{State: Invited, Networks: inv.Networks, Advertise: inv.Advertise}
+			rec = nodeRecord{State: Invited, Networks: inv.Networks, Advertise: inv.Advertise, Limits: inv.Limits}
 		}
 		rec.Pending = &code.ID
 		if err := putJSON(tx, bucketNodes, req.Node, rec); err != nil {

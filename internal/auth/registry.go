@@ -40,6 +40,7 @@ type Registry struct {
 type rights struct {
 	networks  []string
 	advertise []netip.Prefix
+	limits    Limits
 }
 
 // State of a node in the registry.
@@ -59,6 +60,7 @@ type NodeInfo struct {
 	State     State
 	Networks  []string
 	Advertise []netip.Prefix
+	Limits    Limits
 	ExpiresAt time.Time  // of the invite, or of the certificate
 	Serial    string     // of the certificate
 	Invite    *time.Time // expiry of an open invite of a name that is enrolled or revoked
@@ -70,6 +72,7 @@ type nodeRecord struct {
 	State     State          `json:"state"`
 	Networks  []string       `json:"networks"`
 	Advertise []netip.Prefix `json:"advertise"`
+	Limits    Limits         `json:"limits,omitzero"`
 	Serial    string         `json:"serial"`
 	KeyHash   []byte         `json:"key_hash"`
 	NotAfter  time.Time      `json:"not_after"`
@@ -188,7 +191,7 @@ func (r *Registry) load(tx store.Tx) (err error) {
 			return fmt.Errorf("node %q: %w", name, err)
 		}
 		if n.State == Enrolled {
-			r.rights[n.ID] = rights{n.Networks, n.Advertise}
+			r.rights[n.ID] = rights{n.Networks, n.Advertise, n.Limits}
 		}
 		return nil
 	})
@@ -384,7 +387,7 @@ func (r *Registry) List() ([]NodeInfo, error) {
 func (rec nodeRecord) info(tx store.Tx, name string) (NodeInfo, error) {
 	info := NodeInfo{
 		Name: name, ID: rec.ID, State: rec.State, Networks: rec.Networks,
-		Advertise: rec.Advertise, ExpiresAt: rec.NotAfter, Serial: rec.Serial,
+		Advertise: rec.Advertise, Limits: rec.Limits, ExpiresAt: rec.NotAfter, Serial: rec.Serial,
 	}
 	if rec.Pending == nil {
 		return info, nil

@@ -58,6 +58,8 @@ type Gateway struct {
 	Public string // HOST:PORT as nodes dial it
 
 	TicketDir string // what is to outlive the state directory; empty: state_dir with "-tickets" behind it
+
+	DrainOnStop time.Duration // how long SIGTERM lets nodes leave before the end; zero: not at all
 }
 
 // Network is what a gateway offers under a name.
@@ -67,7 +69,13 @@ type Network struct {
 	Routes     []netip.Prefix
 	Interface  string // empty: the lowest free tnlN, kept
 	Masquerade bool
-	Timers     Timers
+
+	// What bounds each session, seen from the nodes: up is what they send.
+	RateUp    Rate
+	RateDown  Rate
+	Direction string // of the names above
+
+	Timers Timers
 }
 
 // Timers of a network's control connections and sessions.
@@ -170,6 +178,7 @@ func (d *decoder) config(top *table) Config {
 		t.text("listen", &g.Listen)
 		t.text("public", &g.Public)
 		t.text("ticket_dir", &g.TicketDir)
+		t.duration("drain_on_stop", &g.DrainOnStop)
 		t.end()
 	}
 	for _, t := range top.tables("network") {
@@ -197,12 +206,15 @@ func (d *decoder) config(top *table) Config {
 func ticketDir(state string) string { return state + "-tickets" }
 
 func network(t *table) Network {
-	n := Network{Timers: DefaultTimers()}
+	n := Network{Direction: DirectionDuplex, Timers: DefaultTimers()}
 	t.text("name", &n.Name)
 	t.prefixes("pools", &n.Pools)
 	t.prefixes("routes", &n.Routes)
 	t.text("interface", &n.Interface)
 	t.boolean("masquerade", &n.Masquerade)
+	t.rate("rate_up", &n.RateUp)
+	t.rate("rate_down", &n.RateDown)
+	t.text("direction", &n.Direction)
 	if t := t.table("timers"); t != nil {
 		t.duration("hello", &n.Timers.Hello)
 		t.integer("misses", &n.Timers.Misses)
@@ -236,8 +248,8 @@ func tunnel(t *table) Tunnel {
 var sections = map[string][]string{
 	"the file's top":   {"node", "gateway", "network", "tunnel", "data"},
 	"[node]":           {"name", "state_dir", "socket"},
-	"[gateway]":        {"listen", "public", "ticket_dir"},
-	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "timers"},
+	"[gateway]":        {"listen", "public", "ticket_dir", "drain_on_stop"},
+	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "rate_up", "rate_down", "direction", "timers"},
 	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend"},
 	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},
 	"[data]":           {"engine", "mtu", "rekey", "redial", "allow_swap"},

@@ -74,8 +74,8 @@ gateways = ["192.0.2.1:443"]
 		Node:    Node{Name: "gw", StateDir: "/var/lib/tunneld", Socket: "/run/tunneld/tunneld.sock"},
 		Gateway: &Gateway{Listen: ":443", Public: "vpn.example.com:443", TicketDir: "/var/lib/tunneld-tickets"},
 		Networks: []Network{{
-			Name:   "office",
-			Pools:  []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")},
+			Name:  "office",
+			Pools: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, Direction: "duplex",
 			Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute},
 		}},
 		Tunnels: []Tunnel{{Name: "home", Gateways: []string{"192.0.2.1:443"}, Network: "home", Auto: true}},
@@ -101,14 +101,14 @@ func TestEveryKey(t *testing.T) {
 	}
 	want := Config{
 		Node:    Node{Name: "gw-1.example", StateDir: "/srv/tunneld/state", Socket: "/srv/tunneld/sock"},
-		Gateway: &Gateway{Listen: "192.0.2.1:8443", Public: "[2001:db8::1]:8443", TicketDir: "/srv/elsewhere/tickets"},
+		Gateway: &Gateway{Listen: "192.0.2.1:8443", Public: "[2001:db8::1]:8443", TicketDir: "/srv/elsewhere/tickets", DrainOnStop: 90 * time.Second},
 		Networks: []Network{
 			{
 				Name: "office", Pools: prefixes("10.77.0.0/16", "fd77::/64"), Routes: prefixes("10.20.0.0/16", "0.0.0.0/0"),
-				Interface: "tun-office", Masquerade: true,
+				Interface: "tun-office", Masquerade: true, RateUp: 2_000_000, RateDown: 1_500_000, Direction: "up",
 				Timers: Timers{Hello: 500 * time.Millisecond, Misses: 4, Grace: time.Hour, Cooloff: time.Minute, Idle: 30 * time.Minute, Absolute: 12 * time.Hour, Reauth: 15 * time.Minute},
 			},
-			{Name: "lab", Pools: prefixes("10.78.0.0/24"), Timers: DefaultTimers()},
+			{Name: "lab", Pools: prefixes("10.78.0.0/24"), Direction: "duplex", Timers: DefaultTimers()},
 		},
 		Tunnels: []Tunnel{
 			{

@@ -156,10 +156,10 @@ func TestInitFile(t *testing.T) {
 			},
 		}, Config{
 			Node:    Node{"gw", `/tmp/a "b" \c/state`, `/tmp/a "b" \c/tunneld.sock`},
-			Gateway: &Gateway{":8443", "vpn.example.com:8443", `/tmp/a "b" \c/state-tickets`},
+			Gateway: &Gateway{Listen: ":8443", Public: "vpn.example.com:8443", TicketDir: `/tmp/a "b" \c/state-tickets`},
 			Networks: []Network{
-				{Name: "office", Pools: []netip.Prefix{prefix("10.77.0.0/16"), prefix("fd77::/64")}, Routes: []netip.Prefix{prefix("10.20.0.0/16")}, Timers: DefaultTimers()},
-				{Name: "lab", Pools: []netip.Prefix{prefix("10.78.0.0/16")}, Timers: DefaultTimers()},
+				{Name: "office", Pools: []netip.Prefix{prefix("10.77.0.0/16"), prefix("fd77::/64")}, Routes: []netip.Prefix{prefix("10.20.0.0/16")}, Direction: "duplex", Timers: DefaultTimers()},
+				{Name: "lab", Pools: []netip.Prefix{prefix("10.78.0.0/16")}, Direction: "duplex", Timers: DefaultTimers()},
 			},
 			Data: Default().Data,
 		}},

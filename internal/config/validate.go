@@ -110,6 +110,9 @@ func (d *decoder) gateway(g *Gateway, state string) {
 	case strings.HasPrefix(filepath.Clean(dir)+"/", filepath.Clean(state)+"/"):
 		d.problem("gateway.ticket_dir", "%q is inside state_dir, whose loss it is for: write a directory beside it, or on another disk", dir)
 	}
+	if g.DrainOnStop != 0 {
+		d.between("gateway.drain_on_stop", g.DrainOnStop, time.Second, time.Hour)
+	}
 	if err := CheckListen(g.Listen); err != nil {
 		d.problem("gateway.listen", "%v", err)
 	}
@@ -174,6 +177,7 @@ func (d *decoder) network(path string, n *Network, names, interfaces seen) {
 	d.once(names, join(path, "name"), n.Name)
 	d.prefixes(join(path, "routes"), n.Routes)
 	d.ifname(join(path, "interface"), n.Interface, interfaces)
+	d.limits(path, n)
 	d.timers(join(path, "timers"), n.Timers)
 	if len(n.Pools) == 0 {
 		d.problem(join(path, "pools"), `the network has no addresses to give: write a prefix of each family that it is to have, as in pools = ["10.77.0.0/16", "fd77::/64"]`)

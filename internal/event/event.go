@@ -22,11 +22,12 @@ const (
 	SessionRekeyed     Kind = "session-rekeyed"
 	RekeyFailed        Kind = "rekey-failed"
 	SessionClosed      Kind = "session-closed"
-	SessionExpiring    Kind = "session-expiring" // one of its ends is near
-	SessionHeld        Kind = "session-held"     // by `tunnelctl suspend`
-	SessionReleased    Kind = "session-released" // by `tunnelctl resume`
-	SessionExtended    Kind = "session-extended" // it may live longer
-	SessionChanged     Kind = "session-changed"  // its addresses, MTU or timers
+	SessionExpiring    Kind = "session-expiring"  // one of its ends is near
+	SessionHeld        Kind = "session-held"      // by `tunnelctl suspend`
+	SessionReleased    Kind = "session-released"  // by `tunnelctl resume`
+	QuarantineLifted   Kind = "quarantine-lifted" // by `tunnelctl session release`
+	SessionExtended    Kind = "session-extended"  // it may live longer
+	SessionChanged     Kind = "session-changed"   // its addresses, MTU or timers
 	ChangeRefused      Kind = "change-refused"
 	SessionRefused     Kind = "session-refused"
 	EndpointMoved      Kind = "endpoint-moved"

@@ -112,7 +112,7 @@ func (mb *member) gate() engine.Gate {
 	switch {
 	case mb.network.g.registry.Revoked(mb.nodeID):
 		return engine.Closed
-	case mb.held, mb.network.g.registry.Stranger(mb.nodeID):
+	case mb.held, mb.stranger(), mb.limits().direction == nothingPasses:
 		return engine.Quarantined
 	}
 	return engine.Open

@@ -41,6 +41,7 @@ type daemon struct {
 	book   *book                   // of Info lines; nil: they are not kept
 	leaves bool                    // interfaces, to the next process
 	kept   map[session.ID][]uint32 // keypairs that the engine goes on with
+	keep   auth.Keep               // outside the store; zero: nothing
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -51,7 +52,7 @@ func (d *daemon) run() {
 	d.engine.SetPort(40443)
 	d.engine.Keep(d.kept)
 	m, err := New(Options{
-		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves,
+		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves, Keep: d.keep,
 		Log: slog.New(d.logHandler()).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {

@@ -236,9 +236,10 @@ func (mb *member) lease() pool.Lease {
 // engineSession is what the data plane learns of a session: the gateway answers
 // handshakes and starts none.
 func (mb *member) engineSession(gate engine.Gate) engine.Session {
+	direction, rx, tx := mb.limits().engine()
 	return engine.Session{
 		ID: mb.id, PeerKey: engine.PublicKey(mb.peerKey), PresharedKey: mb.psk, Gate: gate, Deadline: mb.life.Deadline(bootNow(), time.Now()), Responder: true, AcceptAbove: mb.base.Accepted,
-		AllowedIPs: mb.prefixes(),
+		AllowedIPs: mb.prefixes(), Direction: direction, RxRate: rx, TxRate: tx,
 	}
 }
 
@@ -264,6 +265,9 @@ func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member 
 func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, granted []netip.Prefix) *wire.Result {
 	if !slices.Contains(networks, n.cfg.Name) {
 		return refusal(wire.CauseNetworkRight, "node %q has no right to network %q", p.node, n.cfg.Name)
+	}
+	if n.limitsOf(p.nodeID).direction == nothingPasses {
+		return refusal(wire.CauseNetworkRight, "network %q is for %s alone, which node %q may not use", n.cfg.Name, n.cfg.Direction, p.node)
 	}
 	if r := n.checkAdvertiseLocked(p, q.Advertise, granted); r != nil {
 		return r

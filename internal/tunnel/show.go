@@ -41,7 +41,11 @@ func (m *Manager) liveDetail(mb *member, t *dialled) (id session.ID, d api.Sessi
 	if mb != nil {
 		m.gateway.mu.Lock()
 		defer m.gateway.mu.Unlock()
-		d = api.SessionDetail{Session: mb.view(m.gateway), Advertise: notNil(mb.advertise), Checkpoint: checkpoint(mb.conn.conn)}
+		st := statsOf(mb.network.dev, mb.id)
+		d = api.SessionDetail{
+			Session: mb.view(m.gateway), Advertise: notNil(mb.advertise), Checkpoint: checkpoint(mb.conn.conn),
+			Limits: mb.limits().view(), RxDropped: dropsView(st.RxDropped), TxDropped: dropsView(st.TxDropped),
+		}
 		return mb.id, d, m.gateway.members.byID[mb.id] == mb
 	}
 	m.mu.Lock()
@@ -55,14 +59,14 @@ func (m *Manager) liveDetail(mb *member, t *dialled) (id session.ID, d api.Sessi
 // detail is a dialled session in the words of `session show`; the caller holds
 // Manager.mu.
 func (t *dialled) detail() api.SessionDetail {
-	v := t.view()
+	v, st := t.view(), statsOf(t.dev, t.session.ID)
 	return api.SessionDetail{
 		Session: api.Session{
 			Session: *v.Session, Node: t.m.cfg.Node.Name, Network: t.session.Network, State: v.State, Addresses: v.Addresses,
 			Path: v.Path, Endpoint: v.Endpoint, KeyEpoch: v.KeyEpoch, Resumes: v.Resumes, LastHandshakeAt: v.LastHandshakeAt,
 			RxBytes: v.RxBytes, TxBytes: v.TxBytes, Since: v.Since, ExpiresAt: v.ExpiresAt,
 		},
-		Advertise: v.Advertise, Checkpoint: checkpoint(t.link.conn),
+		Advertise: v.Advertise, Checkpoint: checkpoint(t.link.conn), RxDropped: dropsView(st.RxDropped), TxDropped: dropsView(st.TxDropped),
 	}
 }
 

@@ -23,7 +23,7 @@ func (m *Manager) Version() api.Version { return m.version }
 func (m *Manager) Status(context.Context) (api.Status, error) {
 	st := api.Status{
 		Node: m.cfg.Node.Name, BootID: m.bootID.String(), Engine: m.cfg.Data.Engine,
-		Tunnels: []api.Tunnel{}, Networks: []api.Network{}, Problems: []api.Problem{},
+		Tunnels: []api.Tunnel{}, Networks: []api.Network{}, Problems: []api.Problem{}, KeyMemory: m.keyMemory(),
 	}
 	m.mu.Lock()
 	var forwarding []string // interfaces that packets are forwarded through
@@ -89,7 +89,7 @@ func (t *dialled) view() api.Tunnel {
 func (n *network) view() api.Network {
 	return api.Network{
 		Name: n.cfg.Name, Interface: n.ifname, Pools: notNil(n.cfg.Pools), Addresses: notNil(n.addresses()),
-		Routes: notNil(n.cfg.Routes), Sessions: len(n.g.members.byNetwork[n]), Leased: len(n.pool.Leases()),
+		Routes: notNil(n.cfg.Routes), Sessions: len(n.g.members.byNetwork[n]), Leased: len(n.pool.Leases()), Limits: n.limits().view(),
 	}
 }
 
@@ -120,7 +120,7 @@ func (mb *member) view(g *gateway) api.Session {
 		Session: mb.id.String(), Node: mb.node, Network: mb.network.cfg.Name, State: mb.shown().String(),
 		Addresses: notNil(mb.addresses), Path: &path, Endpoint: endpointText(st.Endpoint), KeyEpoch: &epoch,
 		Resumes: mb.resumes, LastHandshakeAt: instant(st.LastHandshake), RxBytes: total.RxBytes, TxBytes: total.TxBytes,
-		Since: &since, ExpiresAt: instant(mb.life.ExpiresAt(bootNow(), time.Now())),
+		Since: &since, ExpiresAt: instant(mb.life.ExpiresAt(bootNow(), time.Now())), Quarantined: mb.stranger(),
 	}
 }
 

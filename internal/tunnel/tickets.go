@@ -231,7 +231,7 @@ func (g *gateway) rebuiltLocked(mb *member) {
 // upEvent is what is told when a session comes up.
 func (mb *member) upEvent() event.Event {
 	switch {
-	case mb.network.g.registry.Stranger(mb.nodeID):
+	case mb.stranger():
 		return event.Event{Kind: event.SessionRebuilt, Cause: "from its ticket; quarantined, since the book of nodes is lost"}
 	case mb.rebuilt:
 		return event.Event{Kind: event.SessionRebuilt, Cause: "from its ticket"}
@@ -244,6 +244,6 @@ func (mb *member) upEvent() event.Event {
 func (g *gateway) lostBook() api.Problem {
 	return api.Problem{
 		What: "the book of nodes is lost: nobody gets a new session, and those that are rebuilt from tickets are quarantined",
-		Mend: "restore " + filepath.Join(g.m.cfg.Gateway.TicketDir, "book") + " from its backup and restart the daemon; without one, invite the nodes anew",
+		Mend: "restore " + filepath.Join(g.m.cfg.Gateway.TicketDir, "book") + " from its backup and restart the daemon; without one, `tunnelctl session release` for the nodes you answer for, and invite the others anew",
 	}
 }

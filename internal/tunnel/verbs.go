@@ -327,9 +327,13 @@ func (m *Manager) Invite(ctx context.Context, q api.InviteRequest) (api.InviteRe
 			}
 		}
 	}
+	limits, err := g.inviteLimits(q, networks)
+	if err != nil {
+		return api.InviteReply{}, err
+	}
 	ttl := time.Duration(q.TTLMillis) * time.Millisecond
 	code, err := g.registry.Invite(auth.InviteRequest{
-		Node: q.Node, Networks: networks, Advertise: q.Advertise, TTL: ttl, Replace: q.Replace, Gateway: m.cfg.Gateway.Public,
+		Node: q.Node, Networks: networks, Advertise: q.Advertise, Limits: limits, TTL: ttl, Replace: q.Replace, Gateway: m.cfg.Gateway.Public,
 	}, time.Now())
 	if err != nil {
 		return api.InviteReply{}, inviteError(q.Node, err)
@@ -408,7 +412,7 @@ func (m *Manager) Nodes(context.Context) ([]api.Node, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, n := range nodes {
-		v := api.Node{Name: n.Name, State: string(n.State), Networks: notNil(n.Networks), Advertise: notNil(n.Advertise), ExpiresAt: instant(n.ExpiresAt)}
+		v := api.Node{Name: n.Name, State: string(n.State), Networks: notNil(n.Networks), Advertise: notNil(n.Advertise), ExpiresAt: instant(n.ExpiresAt), Limits: limitsView(n.Limits)}
 		if !n.ID.IsZero() {
 			v.ID = maybe(n.ID.String())
 		}

@@ -95,14 +95,15 @@ func (m *Manager) Version() api.Version {
 // with one network and one problem.
 func (m *Manager) Status(context.Context) (api.Status, error) {
 	m.note("status")
-	s := api.Status{Node: Node, BootID: BootID, Engine: "native", Tunnels: m.tunnels()}
+	s := api.Status{Node: Node, BootID: BootID, Engine: "native", Tunnels: m.tunnels(), KeyMemory: api.KeyMemory{Locked: true, Swap: new(false)}}
 	if !m.Bare {
 		s.Networks = []api.Network{{
 			Name: "office", Interface: "tnl1",
 			Pools:     []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("fd77::/64")},
 			Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("fd77::1")},
-			Sessions:  1, Leased: 2,
+			Sessions:  1, Leased: 2, Limits: api.Limits{RateUp: new(uint64(20_000_000)), Direction: new("duplex")},
 		}}
+		s.KeyMemory = api.KeyMemory{Swap: new(true), Why: new("RLIMIT_MEMLOCK is 65536 octets"), Mend: new("systemctl edit tunneld: LimitMEMLOCK=infinity under [Service]")}
 		s.Problems = []api.Problem{{Interface: "tnl1", What: "IPv4 forwarding is off", Mend: "sysctl -w net.ipv4.ip_forward=1"}}
 	}
 	return s, nil
@@ -144,7 +145,7 @@ func branch() api.Session {
 	return api.Session{
 		Session: BranchID, Node: "branch", Network: "office", State: "suspended",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.2")}, Path: new("udp"), Endpoint: new("198.51.100.9:40000"),
-		Resumes: 1, RxBytes: 10, TxBytes: 20, Since: new(Start), ExpiresAt: new(Start.Add(24 * time.Hour)),
+		Resumes: 1, RxBytes: 10, TxBytes: 20, Since: new(Start), ExpiresAt: new(Start.Add(24 * time.Hour)), Quarantined: true,
 	}
 }
 
@@ -157,7 +158,10 @@ func (m *Manager) Session(ctx context.Context, id string) (api.SessionDetail, er
 	if id != BranchID {
 		return api.SessionDetail{}, noSuch("session", id, "")
 	}
-	return api.SessionDetail{Session: branch(), History: story()}, nil
+	return api.SessionDetail{
+		Session: branch(), History: story(), Limits: api.Limits{RateDown: new(uint64(1_500_000)), Direction: new("down")},
+		RxDropped: &api.Drops{Direction: 3}, TxDropped: &api.Drops{Rate: 7, Gate: 1},
+	}, nil
 }
 
 func past() []api.Event {
@@ -187,9 +191,24 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	return nil
 }
 
+// ReleaseSession knows BranchID.
+func (m *Manager) ReleaseSession(ctx context.Context, id string) error {
+	m.note("release %s", id)
+	if err := named(ctx, "session release", id); err != nil {
+		return err
+	}
+	if id != BranchID {
+		return noSuch("session", id, "")
+	}
+	return nil
+}
+
 // Invite invites to network office.
 func (m *Manager) Invite(ctx context.Context, req api.InviteRequest) (api.InviteReply, error) {
 	m.note("invite %s %v %v %d %v", req.Node, req.Networks, req.Advertise, req.TTLMillis, req.Replace)
+	if req.RateUp+req.RateDown+req.Direction != "" {
+		m.note("limits up %q down %q direction %q", req.RateUp, req.RateDown, req.Direction)
+	}
 	if err := named(ctx, "invite", req.Node); err != nil {
 		return api.InviteReply{}, err
 	}
@@ -214,6 +233,7 @@ func (m *Manager) Nodes(context.Context) ([]api.Node, error) {
 		{
 			Name: "branch", ID: new("3f0c2b1a-0000-4000-8000-000000000001"), State: "enrolled", Networks: []string{"office"},
 			Advertise: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")}, Sessions: 1, ExpiresAt: new(Start.Add(24 * time.Hour)),
+			Limits: api.Limits{RateUp: new(uint64(5_000_000)), Direction: new("duplex")},
 		},
 		{Name: "bob", State: "invited", Networks: []string{"office"}},
 	}, nil

@@ -76,6 +76,8 @@ type Engine interface {
 	PathChanged()
 	// Events are what happened to the sessions of all devices.
 	Events() *Events
+	// KeyMemory says where the live keys lie.
+	KeyMemory() KeyMemory
 	// Settled says that the control plane has added every session its journal
 	// names live. An engine that goes on with what the process before it left
 	// wipes the rest, and lets packets move; until then the kernel keeps them.
@@ -83,6 +85,15 @@ type Engine interface {
 	// Close ends every device and waits for what they started.
 	Close() error
 }
+
+// KeyMemory is what keeps live keys off a disk.
+type KeyMemory struct {
+	Unlocked error // why a swap could take them in; nil: it cannot
+	Limited  bool  // RLIMIT_MEMLOCK is what is in the way
+}
+
+// ErrOrdinaryMemory says that live keys lie where everything else does.
+var ErrOrdinaryMemory = errors.New("engine: keys lie in ordinary memory, since nobody keeps descriptors for the next process")
 
 // DeviceConfig describes one TUN interface.
 type DeviceConfig struct {

@@ -48,6 +48,8 @@ type Host interface {
 	// Problems says what on this host stops packets between ifname and the
 	// others: forwarding that is off, a filter that drops. Empty: none found.
 	Problems(ifname string) ([]Problem, error)
+	// Swap reports whether the machine has a swap now.
+	Swap() (on bool, err error)
 	// FreeInterface returns the lowest free name prefix0, prefix1, ….
 	FreeInterface(prefix string, taken func(string) bool) (string, error)
 	// Overlap returns an address or a route of this host that overlaps p, the

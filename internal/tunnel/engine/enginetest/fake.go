@@ -25,6 +25,7 @@ type Fake struct {
 	devices     map[string]*Device
 	errs        map[string]error
 	settled     bool
+	keys        engine.KeyMemory
 	pathChanges int
 	closed      bool
 	events      engine.Events
@@ -78,6 +79,20 @@ func (f *Fake) Closed() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.closed
+}
+
+// SetKeyMemory makes KeyMemory return k.
+func (f *Fake) SetKeyMemory(k engine.KeyMemory) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keys = k
+}
+
+// KeyMemory is what SetKeyMemory said; without that, locked.
+func (f *Fake) KeyMemory() engine.KeyMemory {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.keys
 }
 
 // Open makes a device. A name that is in use is [engine.ErrInterfaceTaken].

@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ErrLimit says that RLIMIT_MEMLOCK is too low.
+var ErrLimit = errors.New("RLIMIT_MEMLOCK is too low")
+
 // ErrSwap says that keys could reach a disk.
 var ErrSwap = errors.New("memfile: keys could reach the swap")
 
@@ -24,7 +27,7 @@ func lockMemory(b []byte) error {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit) == nil && limit.Cur < uint64(len(b)) {
 		_ = lockOnFault(b[:limit.Cur&^4095]) // as good as it gets
-		return fmt.Errorf("keys cannot all be locked in memory: RLIMIT_MEMLOCK is %d octets, want %d or CAP_IPC_LOCK: %w", limit.Cur, len(b), err)
+		return fmt.Errorf("keys cannot all be locked in memory: %w: it is %d octets, want %d or CAP_IPC_LOCK: %w", ErrLimit, limit.Cur, len(b), err)
 	}
 	return fmt.Errorf("keys cannot be locked in memory: %w", err)
 }

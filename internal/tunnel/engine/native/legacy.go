@@ -12,6 +12,7 @@ import (
 
 	"tunneld/internal/event"
 	"tunneld/internal/session"
+	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/memfile"
 	"tunneld/internal/tunnel/engine/noise"
 	"tunneld/internal/tunnel/engine/udp"
@@ -127,6 +128,15 @@ func (l *legacy) adopt(journal session.ID, at noise.Instant) error {
 		l.log.Warn("keypairs torn and wiped", event.KeyKeypairs, torn)
 	}
 	return nil
+}
+
+// KeyMemory implements [engine.Engine].
+func (e *Engine) KeyMemory() engine.KeyMemory {
+	if e.legacy.file == nil {
+		return engine.KeyMemory{Unlocked: engine.ErrOrdinaryMemory}
+	}
+	err := e.legacy.file.Unlocked()
+	return engine.KeyMemory{Unlocked: err, Limited: errors.Is(err, memfile.ErrLimit)}
 }
 
 // indices are the receiver indices of all keypairs that were taken over.

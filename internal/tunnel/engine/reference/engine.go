@@ -52,6 +52,13 @@ var _ engine.Engine = (*Engine)(nil)
 // Settled does nothing: this engine's keypairs end with the process.
 func (*Engine) Settled() {}
 
+// KeyMemory says where wireguard-go keeps its keys.
+func (*Engine) KeyMemory() engine.KeyMemory {
+	return engine.KeyMemory{Unlocked: errOrdinary}
+}
+
+var errOrdinary = errors.New("the reference engine keeps its keys in ordinary memory")
+
 // New binds the UDP port. Errors: [engine.ErrPortTaken] and, where the
 // mark may not be set or the port not be bound, [engine.ErrNotPermitted].
 func New(c Config) (*Engine, error) {

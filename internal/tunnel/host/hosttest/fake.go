@@ -50,6 +50,7 @@ type Fake struct {
 	foreign  map[string][]netip.Prefix
 	problems map[string][]host.Problem
 	errs     map[string]error
+	swap     bool
 	watchers map[*watcher]bool
 	last     string
 }
@@ -82,6 +83,20 @@ func (f *Fake) SetProblems(ifname string, problems ...host.Problem) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.problems[ifname] = problems
+}
+
+// SetSwap prepares the answer of Swap.
+func (f *Fake) SetSwap(on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.swap = on
+}
+
+// Swap implements [host.Host].
+func (f *Fake) Swap() (on bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.swap, f.errs["Swap"]
 }
 
 // SetForeign gives an interface that is not ours addresses or connected routes;
