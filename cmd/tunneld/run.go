@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -26,6 +27,9 @@ type daemon interface {
 	// are suspended and our changes taken off the host. It returns nil when it
 	// was ctx that ended it.
 	Run(ctx context.Context) error
+	// Retire has the nodes of a gateway leave, for wait at most, or until ctx
+	// ends.
+	Retire(ctx context.Context, wait time.Duration)
 	// Ready is closed when Run has brought everything up. Before that no
 	// other method may be called.
 	Ready() <-chan struct{}
@@ -69,7 +73,7 @@ func (c *cli) run(ctx context.Context, file, trace string, log *slog.Logger) err
 	if err := harden(); err != nil {
 		return err
 	}
-	ctx, signals, release := withSignals(ctx, log)
+	first, second, release := watchSignals(log)
 	defer release()
 	l, err := api.Listen(cfg.Node.Socket)
 	if err != nil {
@@ -84,14 +88,43 @@ func (c *cli) run(ctx context.Context, file, trace string, log *slog.Logger) err
 	if err != nil {
 		return err
 	}
+	var leaving sync.WaitGroup
+	defer leaving.Wait()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	ended := make(chan error, 1)
 	go func() { ended <- serve(ctx, d, l, log) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-signals:
-		return errAtOnce // whatever still runs ends with the process
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case s := <-first:
+			leaving.Go(func() {
+				retire(ctx, d, s, cfg.Gateway, log)
+				end()
+			})
+		case <-second:
+			return errAtOnce // whatever still runs ends with the process
+		}
 	}
+}
+
+// stopTime is how long an orderly end may take: TimeoutStopSec= of our unit.
+const stopTime = 10 * time.Second
+
+// retire has the nodes of a gateway leave before it ends, if the configuration
+// says so and SIGTERM is what ends it. systemd is asked for that much more time.
+func retire(ctx context.Context, d daemon, s os.Signal, g *config.Gateway, log *slog.Logger) {
+	if s != unix.SIGTERM || g == nil || g.DrainOnStop == 0 {
+		return
+	}
+	select {
+	case <-d.Ready():
+	default:
+		return // nobody has a session yet
+	}
+	notify(log, fmt.Sprintf("%s\nEXTEND_TIMEOUT_USEC=%d", sd.SdNotifyStopping, (g.DrainOnStop+stopTime).Microseconds()))
+	d.Retire(ctx, g.DrainOnStop)
 }
 
 // serve runs the daemon and its local interface until ctx ends or one of them
@@ -120,11 +153,10 @@ func serve(ctx context.Context, d daemon, l net.Listener, log *slog.Logger) erro
 	return errors.Join(err, apiErr)
 }
 
-// withSignals returns a context that the first SIGTERM, SIGINT or SIGHUP ends,
-// and a channel that the second one closes. release gives the signals back.
-func withSignals(ctx context.Context, log *slog.Logger) (_ context.Context, second <-chan struct{}, release func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	in, again, done := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
+// watchSignals returns a channel that has the first SIGTERM, SIGINT or SIGHUP, and
+// one that the second of them closes. release gives the signals back.
+func watchSignals(log *slog.Logger) (first <-chan os.Signal, second <-chan struct{}, release func()) {
+	in, one, again, done := make(chan os.Signal, 2), make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
 	signal.Notify(in, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -132,19 +164,18 @@ func withSignals(ctx context.Context, log *slog.Logger) (_ context.Context, seco
 			select {
 			case s := <-in:
 				log.Info("signal received", event.KeyCause, s.String())
-				cancel()
 				if n == 2 {
 					close(again)
 					return
 				}
+				one <- s
 			case <-done:
 				return
 			}
 		}
 	})
-	return ctx, again, func() {
+	return one, again, func() {
 		signal.Stop(in)
-		cancel()
 		close(done)
 		wg.Wait()
 	}

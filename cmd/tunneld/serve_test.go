@@ -18,17 +18,19 @@ import (
 
 	"tunneld/internal/api"
 	"tunneld/internal/api/apitest"
+	"tunneld/internal/config"
 )
 
 // fakeDaemon is ready when told so and ends as it is told.
 type fakeDaemon struct {
 	*apitest.Manager
-	ready chan struct{}
-	fails chan error
+	ready   chan struct{}
+	fails   chan error
+	retired chan time.Duration // what Retire was asked for; it returns when ctx ends
 }
 
 func newFake() *fakeDaemon {
-	return &fakeDaemon{Manager: &apitest.Manager{}, ready: make(chan struct{}), fails: make(chan error, 1)}
+	return &fakeDaemon{Manager: &apitest.Manager{}, ready: make(chan struct{}), fails: make(chan error, 1), retired: make(chan time.Duration, 1)}
 }
 
 func (d *fakeDaemon) Ready() <-chan struct{} { return d.ready }
@@ -40,6 +42,11 @@ func (d *fakeDaemon) Run(ctx context.Context) error {
 	case err := <-d.fails:
 		return err
 	}
+}
+
+func (d *fakeDaemon) Retire(ctx context.Context, wait time.Duration) {
+	d.retired <- wait
+	<-ctx.Done()
 }
 
 // notifications are what systemd would be told.
@@ -178,16 +185,19 @@ func TestServeEndsWithItsListener(t *testing.T) {
 	}
 }
 
-// The first signal ends the context, the second one ends the wait for it.
+// The first signal says how to end, the second one ends the wait for that.
 func TestSignals(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	ctx, again, release := withSignals(t.Context(), slog.New(slog.DiscardHandler))
+	first, again, release := watchSignals(slog.New(slog.DiscardHandler))
 	defer release()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	select {
-	case <-ctx.Done():
+	case s := <-first:
+		if s != syscall.SIGTERM {
+			t.Errorf("the first signal is %v, want SIGTERM", s)
+		}
 	case <-time.After(time.Minute):
 		t.Fatal("the first signal ends nothing")
 	}
@@ -204,6 +214,48 @@ func TestSignals(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the second signal is not heard")
 	}
+}
+
+// SIGTERM has the nodes leave where the configuration says so, and systemd is
+// told that it takes longer.
+func TestRetire(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for _, c := range []struct {
+		name  string
+		s     os.Signal
+		g     *config.Gateway
+		ready bool
+	}{
+		{"a plain node", syscall.SIGTERM, nil, true},
+		{"without the key", syscall.SIGTERM, &config.Gateway{}, true},
+		{"another signal", syscall.SIGINT, &config.Gateway{DrainOnStop: time.Minute}, true},
+		{"before it is up", syscall.SIGTERM, &config.Gateway{DrainOnStop: time.Minute}, false},
+	} {
+		d := newFake()
+		if c.ready {
+			close(d.ready)
+		}
+		retire(t.Context(), d, c.s, c.g, log)
+		if len(d.retired) != 0 {
+			t.Errorf("%s: the nodes have to leave", c.name)
+		}
+	}
+	systemd, d := notifications(t), newFake()
+	close(d.ready)
+	ctx, end := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		retire(ctx, d, syscall.SIGTERM, &config.Gateway{DrainOnStop: 2 * time.Minute}, log)
+	}()
+	if wait := <-d.retired; wait != 2*time.Minute {
+		t.Errorf("the nodes have %v, want 2m", wait)
+	}
+	if got, want := next(t, systemd), "STOPPING=1\nEXTEND_TIMEOUT_USEC=130000000"; got != want {
+		t.Errorf("systemd is told %q, want %q", got, want)
+	}
+	end()
+	<-done
 }
 
 func TestLogForTheJournal(t *testing.T) {

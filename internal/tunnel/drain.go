@@ -11,6 +11,7 @@ import (
 	"tunneld/internal/config"
 	"tunneld/internal/control"
 	"tunneld/internal/event"
+	"tunneld/internal/session"
 	"tunneld/internal/tunnel/redirect"
 )
 
@@ -37,7 +38,57 @@ func (m *Manager) Drain(ctx context.Context, q api.DrainRequest) error {
 	if len(q.To) > maxOther {
 		return &api.Error{Code: api.Usage, Message: fmt.Sprintf("%d other gateways, at most %d can be told", len(q.To), maxOther)}
 	}
-	d := &redirect.Drain{Since: time.Now(), Over: time.Duration(q.OverMillis) * time.Millisecond, To: q.To, Random: rand.N[time.Duration]}
+	g.beginDrain(ctx, newDrain(time.Duration(q.OverMillis)*time.Millisecond, q.To))
+	return nil
+}
+
+// Retire has the nodes of this gateway leave before the daemon ends, which is to
+// be at once or when wait is over. It returns when all have left that can be
+// told, when somebody says that the gateway stays after all, or when ctx ends.
+func (m *Manager) Retire(ctx context.Context, wait time.Duration) {
+	g := m.gateway
+	if g == nil || g.connected() == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	d := newDrain(wait/2, nil) // the rest is for those that are slow
+	if before := g.drains(); before != nil {
+		d.To = before.To
+	}
+	g.beginDrain(ctx, d)
+	t := time.NewTicker(retireLook)
+	defer t.Stop()
+	for g.drains() == d && g.connected() > 0 {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// retireLook is how often it is seen whether all have left.
+const retireLook = 50 * time.Millisecond
+
+// connected is how many sessions the gateway has whose nodes can be told something.
+func (g *gateway) connected() (n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, mb := range g.members.byID {
+		if mb.state != session.Suspended {
+			n++
+		}
+	}
+	return n
+}
+
+func newDrain(over time.Duration, to []string) *redirect.Drain {
+	return &redirect.Drain{Since: time.Now(), Over: over, To: to, Random: rand.N[time.Duration]}
+}
+
+// beginDrain takes the place of the drain before, if there is one.
+func (g *gateway) beginDrain(ctx context.Context, d *redirect.Drain) {
 	g.mu.Lock()
 	g.drain = d
 	conns := g.connsInOrderLocked()
@@ -45,12 +96,11 @@ func (m *Manager) Drain(ctx context.Context, q api.DrainRequest) error {
 		p.leaveAt = d.Slot(i, len(conns))
 	}
 	g.mu.Unlock()
-	m.log.Info(string(event.DrainBegun), event.Request(api.RequestOf(ctx)))
-	m.publish(event.Event{Kind: event.DrainBegun, Request: api.RequestOf(ctx)})
+	g.m.log.Info(string(event.DrainBegun), event.Request(api.RequestOf(ctx)))
+	g.m.publish(event.Event{Kind: event.DrainBegun, Request: api.RequestOf(ctx)})
 	for _, p := range conns {
 		p.tellDrain(ctx)
 	}
-	return nil
 }
 
 // connsInOrderLocked are the connections that have a session, in the order of

@@ -1,7 +1,12 @@
 package e2e
 
 import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"tunneld/internal/netlab"
@@ -103,4 +108,70 @@ func TestDrainWithoutAnother(t *testing.T) {
 	}
 	w.ctl(w.hq, "drain", "--cancel")
 	w.ctl(alice, "up", office)
+}
+
+// drainsOnStop has hq let its nodes leave when it is to stop.
+func (w *world) drainsOnStop(wait string) {
+	w.t.Helper()
+	w.check(w.hq.Process().Stop())
+	file := filepath.Join(w.hq.Dir(), "tunneld.toml")
+	b, err := os.ReadFile(file)
+	w.check(err)
+	w.check(os.WriteFile(file, bytes.Replace(b, []byte("\n[gateway]\n"), []byte("\n[gateway]\ndrain_on_stop = \""+wait+"\"\n"), 1), 0o600))
+	w.start(w.hq)
+}
+
+func (w *world) signal(d *netlab.Daemon, s syscall.Signal) {
+	w.t.Helper()
+	w.check(syscall.Kill(d.Process().PID(), s))
+}
+
+// TestDrainOnStop: SIGTERM has the node go to the other gateway of its, and the
+// first one ends in order when nobody is left.
+func TestDrainOnStop(t *testing.T) {
+	w, _, alice := newTwoGateways(t)
+	w.ctl(alice, "down", office)
+	w.drainsOnStop("6s")
+	w.ctl(alice, "up", office)
+	w.at(alice, "10.77.")
+	w.signal(w.hq, syscall.SIGTERM)
+	w.at(alice, "10.78.")
+	w.check(w.hq.Process().Wait(w.patience())) // with status 0
+	if !w.remembers(alice, "tunnel-moved") {
+		t.Errorf("events of the node: %q, want that it moved", w.events(alice))
+	}
+	w.ping("alice", netip.MustParseAddr("10.78.0.1"))
+}
+
+// TestDrainOnStopWithoutAnother: a node that has nowhere to go is waited for. A
+// second signal ends that wait at once, SIGINT never waits, and the session
+// outlives both.
+func TestDrainOnStopWithoutAnother(t *testing.T) {
+	w := newOffice(t, roadPlan)
+	alice := w.node("alice")
+	w.drainsOnStop("1h")
+	before, _ := w.established(alice)
+	w.signal(w.hq, syscall.SIGTERM)
+	w.eventually("the drain", func() bool { return strings.Contains(w.ctl(w.hq, "status"), "draining since") })
+	w.eventually("the node to wait", func() bool { return strings.Contains(w.ctl(alice, "status"), "waits for this one") })
+	w.ping("alice", server)
+	w.signal(w.hq, syscall.SIGTERM)
+	if err := w.hq.Process().Wait(w.patience()); err == nil {
+		t.Error("ended at once by a second signal, with status 0")
+	}
+	w.start(w.hq)
+	after, _ := w.established(alice)
+	w.same(before, after)
+
+	w.signal(w.hq, syscall.SIGTERM)
+	w.eventually("the drain", func() bool { return strings.Contains(w.ctl(w.hq, "status"), "draining since") })
+	w.ctl(w.hq, "drain", "--cancel") // ends the wait, and so the daemon
+	w.check(w.hq.Process().Wait(w.patience()))
+	w.start(w.hq)
+	w.established(alice)
+	w.signal(w.hq, syscall.SIGINT)
+	w.check(w.hq.Process().Wait(w.patience()))
+	w.start(w.hq)
+	after, _ = w.established(alice)
+	w.same(before, after)
 }
