@@ -44,7 +44,7 @@ check: ## format, vet, staticcheck, go.mod, the rules of the tree and its docume
 	go test -count=1 ./internal/house
 
 .PHONY: sim
-sim: ## the control plane in 20,000 simulated schedules, and 28 mistakes it must catch
+sim: ## the control plane in 20,000 simulated schedules, and the mistakes it must catch
 	go test -count=1 -timeout 15m -v ./internal/tunnel/sim
 
 .PHONY: fuzz

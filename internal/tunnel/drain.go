@@ -103,12 +103,14 @@ func (g *gateway) beginDrain(ctx context.Context, d *redirect.Drain) {
 	}
 }
 
-// connsInOrderLocked are the connections that have a session, in the order of
-// their first.
+// connsInOrderLocked are the connections, in the order of their first session:
+// those that have none yet before all.
 func (g *gateway) connsInOrderLocked() (all []*peerConn) {
 	first := map[*peerConn]time.Time{}
-	for p := range g.members.byConn {
-		first[p] = g.members.byConn.list(p)[0].began
+	for _, p := range g.conns {
+		if members := g.members.byConn.list(p); len(members) > 0 {
+			first[p] = members[0].began
+		}
 		all = append(all, p)
 	}
 	slices.SortFunc(all, func(a, b *peerConn) int { return first[a].Compare(first[b]) })

@@ -53,6 +53,14 @@ func (l *link) dueToLeave() (to string, wait time.Duration) {
 	return to, wait
 }
 
+// isUseless reports whether the connection, with so many sessions, is to be given
+// up for one with another gateway.
+func (l *link) isUseless(sessions int) bool {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	return l.way.Useless(sessions)
+}
+
 // move takes the tunnels of the link to another gateway. That one must answer
 // before the present one is given up.
 func (l *link) move(ctx context.Context, to string) time.Duration {

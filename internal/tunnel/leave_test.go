@@ -91,6 +91,43 @@ func TestRetargetLoop(t *testing.T) {
 	}
 }
 
+// TestTurnedAway: a node without a session is not kept by a gateway that gives it
+// none, whatever that one names, if it has another.
+func TestTurnedAway(t *testing.T) {
+	first, second, node := twoGateways(t)
+	id := established(t, first, node)
+	first.drain(t, api.DrainRequest{To: []string{"192.0.2.1:443"}})
+	wait(t, "the node to know that it has nowhere to go", func() bool { return node.happened("gateway-drains", "waits for it") == 1 })
+	if got := established(t, first, node); got != id {
+		t.Errorf("session %v while the gateway drains, want %v to go on", got, id)
+	}
+	if err := first.m.KillSession(t.Context(), id, "test"); err != nil {
+		t.Fatal(err)
+	}
+	established(t, second, node)
+}
+
+// TestDrainTellsConnectionsWithoutASession: they, too, are sent where the others go.
+func TestDrainTellsConnectionsWithoutASession(t *testing.T) {
+	gw := newGatewayDaemon(t)
+	gw.cfg.Networks[0].Pools = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/30")} // one address to lease
+	gw.run()
+	t.Cleanup(gw.end)
+	alice, bob := newNodeDaemon(t, "alice"), newNodeDaemon(t, "bob")
+	for _, d := range []*daemon{alice, bob} {
+		d.run()
+		t.Cleanup(d.end)
+	}
+	alice.join(gw)
+	established(t, gw, alice)
+	bob.join(gw)
+	wait(t, "bob's refusal", func() bool { return bob.happened("session-refused", "no address is free now") > 0 })
+	gw.drain(t, api.DrainRequest{})
+	for _, d := range []*daemon{alice, bob} {
+		wait(t, "all to be told", func() bool { return d.happened("gateway-drains", "waits for it") == 1 })
+	}
+}
+
 // TestRestartOfOneOfTwoGateways: a gateway that is restarted keeps its session,
 // though the node could go elsewhere.
 func TestRestartOfOneOfTwoGateways(t *testing.T) {

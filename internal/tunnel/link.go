@@ -209,6 +209,10 @@ func (l *link) once(ctx context.Context) time.Duration {
 	if conn != nil && !wanted && l.finish(ctx, conn) {
 		return idleWait
 	}
+	if up && l.isUseless(len(conn.View().Sessions)) {
+		conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopShuttingDown, Cause: wire.CauseDraining}})
+		return 0
+	}
 	to, wait := l.dueToLeave()
 	if to != "" {
 		return l.move(ctx, to)

@@ -84,6 +84,9 @@ func (c *linkConn) Notify(a control.Action) {
 		if t := c.l.labelled(a.Label); t != nil {
 			t.refusedLocked(a)
 		}
+		if a.Result.Cause == wire.CauseDraining {
+			c.l.way.TurnedAway()
+		}
 	case control.SessionDown:
 		c.sessionDown(a)
 	case control.WasSuspended:

@@ -33,6 +33,7 @@ type Way struct {
 	hops   int       // sent on in a row
 	lostAt time.Time // when the connection's transport was; zero: it has one, or there is no connection
 	leave  *Leave
+	turned bool // away: the gateway takes no new session
 }
 
 // Leave is what a node does about a gateway that is about to go: it moves to
@@ -62,7 +63,7 @@ func (w *Way) Arrived() {
 func (w *Way) Lost(now time.Time) { w.lostAt = now }
 
 // Ended: there is no connection any more.
-func (w *Way) Ended() { w.leave, w.lostAt = nil, time.Time{} }
+func (w *Way) Ended() { w.leave, w.lostAt, w.turned = nil, time.Time{}, false }
 
 // Restarted: the gateway is another process, which has forgotten that it was
 // about to go.
@@ -86,7 +87,7 @@ func (w *Way) allowed(named []string) string {
 // Drains takes what the gateway says of its going: the nodes should leave it at
 // that time, for one of those named.
 func (w *Way) Drains(leaving bool, named []string, at time.Time) {
-	w.leave = nil
+	w.leave, w.turned = nil, false
 	if leaving {
 		w.leave = &Leave{To: w.allowed(named), At: at}
 	}
@@ -101,6 +102,14 @@ func (w *Way) SentOn(named []string) {
 	w.prefer = w.allowed(named)
 }
 
+// TurnedAway: the gateway takes no new session in the connection that it has with
+// the node, since it is about to go.
+func (w *Way) TurnedAway() { w.turned = true }
+
+// Useless reports whether a connection with so many sessions is to be given up,
+// because another gateway may take one and the present one does not.
+func (w *Way) Useless(sessions int) bool { return w.turned && sessions == 0 && len(w.Gateways) > 1 }
+
 // Err is why nothing was reached where that is the gateways' doing; else nil.
 func (w *Way) Err() error {
 	if w.hops <= MaxHops {
@@ -113,9 +122,13 @@ func (w *Way) Err() error {
 // then home, which has the connection, then the others in their order. Empty:
 // none is left. Home is empty where there is no connection.
 func (w *Way) Next(tried []string, home string, now time.Time) string {
-	order := []string{w.prefer, home}
-	if !w.waitsFor(home, now) {
-		order = append(order, w.Gateways...)
+	order := append([]string{w.prefer, home}, w.Gateways...)
+	switch {
+	case home == "":
+	case w.lostAt.IsZero(): // a transport beside the living one
+		order = []string{home}
+	case w.waits(now):
+		order = []string{w.prefer, home}
 	}
 	for _, g := range order {
 		if g != "" && !slices.Contains(tried, g) {
@@ -125,10 +138,10 @@ func (w *Way) Next(tried []string, home string, now time.Time) string {
 	return ""
 }
 
-// waitsFor reports whether home alone is to be tried yet. From a gateway that has
-// sent the node away nobody expects that it comes back.
-func (w *Way) waitsFor(home string, now time.Time) bool {
-	return home != "" && now.Before(w.lostAt.Add(Patience)) && (w.leave == nil || w.leave.To == "")
+// waits reports whether the gateway of a lost transport may yet come back. Of one
+// that has sent the node away nobody expects that.
+func (w *Way) waits(now time.Time) bool {
+	return now.Before(w.lostAt.Add(Patience)) && (w.leave == nil || w.leave.To == "")
 }
 
 // Due is where to move now; empty: nowhere, but look again after wait, if that is

@@ -95,6 +95,11 @@ func TestOrder(t *testing.T) {
 	if got := order(w, "", t0); got != "abcd" {
 		t.Errorf("without a connection: %q, want abcd", got)
 	}
+	w.SentOn([]string{"d"}) // by whoever: the connection lives
+	if got := order(w, "b", t0); got != "b" {
+		t.Errorf("beside a living transport: %q, want b", got)
+	}
+	w.Arrived()
 	w.Lost(t0)
 	for _, c := range []struct {
 		after time.Duration
@@ -156,6 +161,31 @@ func TestMove(t *testing.T) {
 		if to, wait := w.Due(now); to != "" || wait != 0 {
 			t.Errorf("%s: Due = %q, %v", what, to, wait)
 		}
+	}
+}
+
+func TestUseless(t *testing.T) {
+	w := way()
+	if w.Useless(0) {
+		t.Error("a connection is useless though nobody was turned away")
+	}
+	w.TurnedAway()
+	if !w.Useless(0) || w.Useless(1) {
+		t.Errorf("turned away: useless without a session is %v, with one %v, want true and false", w.Useless(0), w.Useless(1))
+	}
+	w.Drains(false, nil, t0)
+	if w.Useless(0) {
+		t.Error("a connection is useless though its gateway stays")
+	}
+	w.TurnedAway()
+	w.Ended()
+	if w.Useless(0) {
+		t.Error("the next connection is useless from its beginning")
+	}
+	w.Gateways = w.Gateways[:1]
+	w.TurnedAway()
+	if w.Useless(0) {
+		t.Error("the only gateway is left")
 	}
 }
 

@@ -42,6 +42,8 @@ var happenings = []happening{
 	{1, (*world).forgetful},
 	{1, (*world).wipe},
 	{2, (*world).loseState},
+	{4, (*world).drain},
+	{1, (*world).ring},
 }
 
 // happens does one of them.
@@ -175,9 +177,14 @@ func (w *world) redialOne() {
 
 // duplicate gives a connection one more transport beside whatever it has.
 func (w *world) duplicate() {
-	if l := w.anyLink(); l.n.h.runs() && l.c != nil && !l.c.dead && l.g.h.runs() && !l.g.h.disk.revoked[l.n.h.id] && l.n.blocked < w.now {
+	l := w.anyLink()
+	g := l.home()
+	if len(l.gateways) == 1 {
+		g = l.gateways[0]
+	}
+	if g != nil && l.n.h.runs() && l.c != nil && !l.c.dead && g.h.runs() && !g.h.disk.revoked[l.n.h.id] && l.n.blocked < w.now {
 		w.logf("%s: one more transport", l.n.h.name)
-		l.attach()
+		l.attach(g)
 	}
 }
 
@@ -312,8 +319,13 @@ func (w *world) steal() {
 // tryStolen dials with stolen state: as it is, or dressed up as what the
 // gateway expects now.
 func (w *world) tryStolen(l *link, r row) {
-	at := l.g.h.disk.record(r.rec.RemoteID)
-	if !l.g.h.runs() || at == nil || l.n.blocked > w.now {
+	i := slices.IndexFunc(l.gateways, func(g *gateway) bool { return g.h.id == r.rec.PeerID })
+	if i < 0 {
+		return // it was not set up
+	}
+	g := l.gateways[i]
+	at := g.h.disk.record(r.rec.RemoteID)
+	if !g.h.runs() || at == nil || l.n.blocked > w.now {
 		return
 	}
 	rec := r.load()
@@ -325,7 +337,7 @@ func (w *world) tryStolen(l *link, r row) {
 	h.stolen = "a proof that was used before"
 	if at.Generation > rec.Generation && w.chance(2) {
 		h.stolen = "a proof under a key that is spent"
-		rec.Generation, rec.Attempt, rec.Ns, rec.Nr, rec.PeerBootID = at.Generation, at.Attempt+100, at.Nr, at.Ns, l.g.h.boot
+		rec.Generation, rec.Attempt, rec.Ns, rec.Nr, rec.PeerBootID = at.Generation, at.Attempt+100, at.Nr, at.Ns, g.h.boot
 		rec.Unacked = nil
 	} else if at.Generation == rec.Generation {
 		rec.Attempt = min(rec.Attempt, at.Attempt-1) // a machine counts before it tries
@@ -336,7 +348,7 @@ func (w *world) tryStolen(l *link, r row) {
 	c.stolen = true
 	c.hd = &thief{disk: h.disk, c: c}
 	c.restored(rec, time.Hour)
-	c.attach(w.connect(h, l.g.h, l.g.control).ends[0], nil)
+	c.attach(w.connect(h, g.h, g.control).ends[0], nil)
 }
 
 // thief keeps a journal and wants nothing else (control.Handler).

@@ -13,6 +13,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/pool"
+	"tunneld/internal/tunnel/redirect"
 )
 
 // gateway decides as the gateway of internal/tunnel does.
@@ -22,7 +23,8 @@ type gateway struct {
 	networks []*network
 	peers    []*peer
 	members  []*member
-	looked   time.Duration // when it looked at lives last
+	looked   time.Duration   // when it looked at lives last
+	drain    *redirect.Drain // nil: it stays
 
 	book       *book
 	rebuilding map[session.ID]string // granted by a ticket, and not set up yet
@@ -45,12 +47,13 @@ type network struct {
 
 // peer is a node's control connection (control.Handler).
 type peer struct {
-	g      *gateway
-	c      *conn
-	node   string
-	nodeID session.ID
-	serial uint64
-	proven life.Instant // when it was proved last who the node is; 0: not in this life of the daemon
+	g       *gateway
+	c       *conn
+	node    string
+	nodeID  session.ID
+	serial  uint64
+	proven  life.Instant // when it was proved last who the node is; 0: not in this life of the daemon
+	leaveAt time.Time    // when its node should leave a gateway that goes
 }
 
 // member is a session that has its addresses and a place in the data plane.
@@ -116,7 +119,7 @@ func (g *gateway) starts() {
 		}
 		n.pool = p
 	}
-	g.rebuilding = map[session.ID]string{}
+	g.rebuilding, g.drain = map[session.ID]string{}, nil
 	g.w.ghost.restarted(g)
 	var orphans []func()
 	for _, r := range slices.Clone(g.h.disk.rows) {
@@ -210,20 +213,17 @@ func (g *gateway) control(e *end, first *wire.Packet) {
 		e.drop() // a node that could not write down its attempt sends StopCCN alone
 		return
 	}
-	from := e.peer().h
-	p := g.connFor(q, from)
+	if r := g.drain.Refuses(wire.StopError, q.Recovery != nil); r != nil {
+		g.refuse(e, first, *r, g.drain.To...)
+		return
+	}
+	p := g.connFor(q, e.peer().h)
 	if p == nil {
 		res := wire.Result{Code: wire.StopError, Error: wire.ErrorResources, Cause: wire.CauseBusy}
 		if q.Recovery != nil {
 			res = wire.Result{Code: wire.StopError, Error: wire.ErrorNoConnection, Cause: wire.CauseUnknownResume}
 		}
-		g.w.logf("%s refuses [%d] %s: %s", g.h.name, e.l.id, packet(first), res.Describe(wire.TypeStopCCN))
-		b, err := (&wire.Packet{ConnID: q.AssignedID, Nr: 1, Message: &wire.StopCCN{Result: res}}).Append(nil)
-		if err != nil {
-			panic(err) // a literal
-		}
-		e.send(b)
-		e.drop()
+		g.refuse(e, first, res)
 		return
 	}
 	p.c.attach(e, first)
@@ -371,6 +371,9 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 		return p.rebuild(a.Request)
 	}
 	p.serial = g.h.disk.serial
+	if r := g.drain.Refuses(wire.CDNNoFacilities, false); r != nil {
+		return control.Grant{}, r
+	}
 	g.replace(n, p)
 	if !p.may(n.name) {
 		return control.Grant{}, refusal(wire.CauseNetworkRight)

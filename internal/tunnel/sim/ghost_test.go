@@ -88,6 +88,7 @@ func (g *ghost) watch(c *conn, ev control.Event) []control.Action {
 	if repeated {
 		g.onlyAcknowledged(c, ev, out)
 	}
+	g.hears(c, ev, out)
 	c.follow(ev, out)
 	g.clock(c, before, grace)
 	return out
@@ -298,6 +299,9 @@ func known(c *conn) []control.Session {
 
 // granted begins the life of a session, and checks P4.
 func (g *ghost) granted(gw *gateway, n *network, id session.ID, node string, addresses []netip.Addr, key [32]byte) {
+	if gw.drain != nil {
+		broken("drain", "%s begins a session with %s and is about to go", gw.h.name, node)
+	}
 	for _, l := range g.sessions {
 		if l.alive && l.gateway == gw && l.id != id && slices.ContainsFunc(addresses, func(a netip.Addr) bool { return slices.Contains(l.addresses, a) }) {
 			broken("P4", "%s gives %v to %s while session %v of %s has it", gw.h.name, addresses, node, l.id, l.node)

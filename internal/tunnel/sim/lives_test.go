@@ -83,6 +83,9 @@ func (p *peer) members() (all []*member) {
 // provenNow: the node has proved who it is.
 func (p *peer) provenNow() {
 	p.proven = p.g.w.instant()
+	if p.g.drain != nil {
+		p.tellDrainSoon()
+	}
 	for _, m := range p.members() {
 		m.life.Proven, m.life.GraceTo = p.proven, 0
 		m.deadline()

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"tunneld/internal/control"
@@ -18,12 +19,13 @@ type node struct {
 	blocked time.Duration // no way to any gateway until then
 }
 
-// link is a node's control connection towards one gateway, with the tunnels
-// that share it.
+// link is a node's control connection towards one list of gateways, with the
+// tunnels that share it.
 type link struct {
 	n        *node
-	g        *gateway
+	gateways []*gateway
 	key      string
+	course
 	tunnels  []*tunnel
 	c        *conn
 	up       bool
@@ -51,20 +53,37 @@ type tunnel struct {
 	cause    wire.Cause
 }
 
-func (w *world) newNode(i int) *node {
+// newNode has a link to each gateway, or roams: has one to all of them.
+func (w *world) newNode(i int, roams bool) *node {
 	n := &node{w: w, h: w.newHost(fmt.Sprintf("node%d", i))}
 	for _, g := range w.gateways {
-		l := &link{n: n, g: g, key: g.h.name}
 		var rights []string
 		for _, net := range g.networks {
-			l.tunnels = append(l.tunnels, &tunnel{l: l, label: g.h.name + "/" + net.name, network: net.name})
 			rights = append(rights, net.name)
 		}
 		g.h.disk.rights[n.h.id] = rights
-		n.links = append(n.links, l)
+	}
+	if roams {
+		n.newLink(w.gateways)
+	} else {
+		for i := range w.gateways {
+			n.newLink(w.gateways[i : i+1])
+		}
 	}
 	n.h.starts, n.h.stops = n.starts, n.stops
 	return n
+}
+
+func (n *node) newLink(gateways []*gateway) {
+	l := &link{n: n, gateways: gateways, key: strings.Join(names(gateways), ",")}
+	for _, net := range gateways[0].networks {
+		l.tunnels = append(l.tunnels, &tunnel{l: l, label: l.key + "/" + net.name, network: net.name})
+	}
+	if len(gateways) > 2 && n.w.chance(4) {
+		l.unjoined = gateways[len(gateways)-1]
+	}
+	l.course.begins(l)
+	n.links = append(n.links, l)
 }
 
 func (n *node) stops() {}
@@ -72,7 +91,8 @@ func (n *node) stops() {}
 // starts restores what the disk has.
 func (n *node) starts() {
 	for _, l := range n.links {
-		*l = link{n: n, g: l.g, key: l.key, tunnels: l.tunnels}
+		*l = link{n: n, gateways: l.gateways, key: l.key, tunnels: l.tunnels, course: course{unjoined: l.unjoined}}
+		l.course.begins(l)
 		for _, t := range l.tunnels {
 			*t = tunnel{l: l, label: t.label, network: t.network, wanted: !n.h.disk.unwanted[t.label]}
 		}
@@ -92,6 +112,7 @@ func (n *node) starts() {
 
 func (l *link) restore(id uint32, rec *control.Record) {
 	l.c = l.newConn(id)
+	l.loses()
 	for _, s := range rec.Sessions {
 		if t := l.labelled(s.Label); t != nil && (s.State == session.Established || s.Rebuild) {
 			t.session, t.state = &s, session.Suspended
@@ -133,6 +154,9 @@ func (l *link) labelled(label string) *tunnel {
 func (l *link) sleep(d time.Duration) {
 	l.waits++
 	mine := l.waits
+	if _, wait := l.way.Due(l.n.h.boottime()); l.up && wait > 0 {
+		d = min(d, wait)
+	}
 	l.n.h.after(d, func() {
 		if l.waits == mine && !l.dialling {
 			l.once()
@@ -164,6 +188,12 @@ func (l *link) once() {
 		l.sleep(idleWait)
 	case l.c != nil && !wanted && l.finish():
 		l.sleep(idleWait)
+	case l.up && l.way.Useless(len(l.c.m.Sessions())):
+		l.c.do(control.Stop{Result: wire.Result{Code: wire.StopShuttingDown, Cause: wire.CauseDraining}})
+		l.sleep(idleWait)
+	case l.up && l.leaves() != "":
+		l.redial = redial
+		l.move(l.leaves())
 	case l.up && !redial:
 		l.ask()
 	default:
@@ -228,62 +258,10 @@ func (l *link) unclaimed(t *tunnel) *control.Session {
 	return nil
 }
 
-// dial makes a transport, which takes a while and may fail.
-func (l *link) dial() {
-	n, w := l.n, l.n.w
-	l.dialling = true
-	l.waits++
-	n.h.after(w.between(5*time.Millisecond, 500*time.Millisecond), func() {
-		if n.blocked > w.now || !l.g.h.up || l.g.h.frozen > w.now || l.g.h.disk.revoked[n.h.id] && w.chance(2) {
-			l.failed()
-			return
-		}
-		if l.c == nil {
-			l.c = l.newConn(w.rng.Uint32N(1<<32-1) + 1)
-			l.c.begins()
-		}
-		l.follows = l.attach()
-		mine := l.follows
-		n.h.after(10*time.Second, func() {
-			if l.dialling && l.follows == mine {
-				l.failed()
-			}
-		})
-		l.follow()
-	})
-}
-
-// attach gives the connection a new transport.
-func (l *link) attach() *end {
-	e := l.n.w.connect(l.n.h, l.g.h, l.g.control).ends[0]
-	e.onLost = l.nudge
-	g := e.peer()
-	l.g.h.after(10*time.Second, func() { // the gateway waits no longer for a first message
-		if g.accept != nil {
-			g.accept = nil
-			g.drop()
-		}
-	})
-	l.c.attach(e, nil)
-	return e
-}
-
-// follow looks whether the transport came to carry the connection, or is gone.
-func (l *link) follow() {
-	switch {
-	case l.follows == nil:
-	case l.up:
-		l.failures = 0
-		l.dialling, l.follows = false, nil
-		l.sleep(0)
-	case l.follows.told:
-		l.failed()
-	}
-}
-
 // failed counts a failed dial.
 func (l *link) failed() {
 	l.dialling, l.follows = false, nil
+	l.inCircles()
 	l.failures++
 	l.redial = l.up
 	for _, t := range l.tunnels {
@@ -373,8 +351,13 @@ func (k *linkConn) Notify(a control.Action) {
 	switch a := a.(type) {
 	case control.Opened:
 		l.up, l.provenAt = true, l.n.w.now
+		l.arrives()
 	case control.Resumed:
 		l.up, l.provenAt = true, l.n.w.now
+		l.arrives()
+		if a.PeerRestarted {
+			l.way.Restarted()
+		}
 		l.all(session.Established)
 		l.proves()
 	case control.SessionUp:
@@ -385,6 +368,9 @@ func (k *linkConn) Notify(a control.Action) {
 	case control.SessionRefused:
 		if t := l.labelled(a.Label); t != nil {
 			t.refused(a.Result)
+		}
+		if a.Result.Cause == wire.CauseDraining {
+			l.way.TurnedAway()
 		}
 	case control.RebuildRefused:
 		if t := l.labelled(a.Session.Label); t != nil {
@@ -398,8 +384,14 @@ func (k *linkConn) Notify(a control.Action) {
 		}
 	case control.KeyArmed:
 		k.settleKey(a.Session)
+	case control.GatewayDrains:
+		l.drains(a)
+	case control.Retargeted:
+		l.sentOn++
+		l.way.SentOn(a.Gateways)
 	case control.WasSuspended:
 		l.up = false
+		l.loses()
 		l.all(session.Suspended)
 	case control.Ended:
 		k.ended(a)
@@ -460,6 +452,7 @@ func (k *linkConn) settleKey(s control.Session) {
 
 func (k *linkConn) ended(a control.Ended) {
 	k.l.up, k.l.c = false, nil
+	k.l.way.Ended()
 	for _, t := range k.l.tunnels {
 		if t.wanted && a.Remote && a.Result.Cause.Advice() == wire.GiveUp {
 			t.givenUp, t.cause, t.state = true, a.Result.Cause, session.Idle

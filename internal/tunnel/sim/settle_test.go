@@ -11,24 +11,31 @@ import (
 )
 
 // shape is how large a schedule is.
-type shape struct{ gateways, networks, nodes, room int }
+type shape struct {
+	gateways, networks, nodes, room int
+	roams                           bool // nodes have one connection, to any of the gateways
+}
 
 func (w *world) shape() shape {
 	switch n := w.seed % 1000; {
 	case n%500 == 0:
-		return shape{1, 1, 50, 6}
+		return shape{1, 1, 50, 6, false}
+	case n%25 == 7:
+		return shape{6, 1, 1, 3, true} // more than a node lets itself be sent on
+	case n < 400:
+		return shape{1, 1, 1, 3, false}
 	case n < 500:
-		return shape{1, 1, 1, 3}
+		return shape{2 + w.rng.IntN(2), 1 + w.rng.IntN(2), 1 + w.rng.IntN(2), 3, true}
 	case n < 700:
-		return shape{1, 3, 1, 3}
+		return shape{1, 3, 1, 3, false}
 	case n < 750:
-		return shape{1, 1, 2 + w.rng.IntN(3), 3}
+		return shape{1, 1, 2 + w.rng.IntN(3), 3, false}
 	case n < 800:
-		return shape{1, 1, 2 + w.rng.IntN(2), 2} // one address for all of them
+		return shape{1, 1, 2 + w.rng.IntN(2), 2, false} // one address for all of them
 	case n < 900:
-		return shape{1, 2 + w.rng.IntN(2), 2 + w.rng.IntN(3), 4}
+		return shape{1, 2 + w.rng.IntN(2), 2 + w.rng.IntN(3), 4, false}
 	}
-	return shape{2, 1 + w.rng.IntN(3), 1 + w.rng.IntN(3), 3}
+	return shape{2, 1 + w.rng.IntN(3), 1 + w.rng.IntN(3), 3, false}
 }
 
 // play runs the schedule: a while with accidents, then without, until all is as
@@ -39,7 +46,7 @@ func (w *world) play() {
 		w.gateways = append(w.gateways, w.newGateway(i, s.networks, s.room))
 	}
 	for i := range s.nodes {
-		w.nodes = append(w.nodes, w.newNode(i))
+		w.nodes = append(w.nodes, w.newNode(i, s.roams))
 	}
 	for _, g := range w.gateways {
 		g.h.boots()
@@ -50,6 +57,9 @@ func (w *world) play() {
 	w.run(w.between(0, 5*time.Second))
 	for range 3 + w.rng.IntN(10+s.nodes) {
 		w.happens()
+		if s.roams && w.chance(3) {
+			w.drain()
+		}
 		w.run(w.now + w.pause())
 	}
 	w.heal()
@@ -92,7 +102,10 @@ func (w *world) heal() {
 		h.crashIn, h.frozen, h.disk.full = 0, min(h.frozen, w.now+time.Second), false
 		h.again()
 	}
-	for _, g := range w.gateways {
+	for i, g := range w.gateways {
+		if i == 0 || len(w.nodes[0].links) > 1 || w.chance(2) { // else it goes on to send its nodes away
+			g.stays()
+		}
 		for _, n := range g.networks {
 			g.soon(func() { g.announce(n) })
 		}
@@ -168,13 +181,17 @@ func (g *gateway) settled() error {
 
 // settled says whether a tunnel has what it wants, or knows why not.
 func (t *tunnel) settled() error {
-	g := t.l.g
 	n := 0
-	for _, m := range g.members {
-		if m.p.nodeID == t.l.n.h.id && m.n.name == t.network {
-			n++
-			if t.session == nil || t.session.ID != m.id {
-				return fmt.Errorf("tunnel %s of %s and its gateway speak of different sessions", t.label, t.l.n.h.name)
+	for _, g := range t.l.gateways {
+		for _, m := range g.members {
+			if m.p.nodeID != t.l.n.h.id || m.n.name != t.network {
+				continue
+			}
+			if n++; t.session == nil || t.session.ID != m.id {
+				return fmt.Errorf("tunnel %s of %s and %s speak of different sessions", t.label, t.l.n.h.name, g.h.name)
+			}
+			if g.drain != nil && t.l.elsewhere(g) != nil {
+				return fmt.Errorf("tunnel %s of %s is with %s, which sends it to %s", t.label, t.l.n.h.name, g.h.name, t.l.elsewhere(g).h.name)
 			}
 		}
 	}
@@ -198,8 +215,10 @@ func (t *tunnel) settled() error {
 
 // excused reports whether there is a reason for a wanted tunnel to be down.
 func (t *tunnel) excused() bool {
-	d := t.l.g.h.disk
-	return d.revoked[t.l.n.h.id] || !slices.Contains(d.rights[t.l.n.h.id], t.network) ||
+	id := t.l.n.h.id
+	return slices.ContainsFunc(t.l.gateways, func(g *gateway) bool {
+		return g.h.disk.revoked[id] || !slices.Contains(g.h.disk.rights[id], t.network)
+	}) || t.cause == wire.CauseDraining && t.l.c != nil && len(t.l.c.m.Sessions()) > 0 || // beside one that is not given up
 		t.givenUp && (t.cause == wire.CauseNetworkRight || t.cause == wire.CauseReplaced || t.cause == wire.CauseIdle) ||
 		t.cause == wire.CausePoolExhausted
 }

@@ -84,6 +84,10 @@ func (s *stats) add(o *stats) {
 	s.thefts += o.thefts
 	s.losses += o.losses
 	s.rebuilds += o.rebuilds
+	s.drains += o.drains
+	s.moves += o.moves
+	s.retargets += o.retargets
+	s.loops += o.loops
 	if s.pairs == nil {
 		s.pairs = map[pair]int{}
 	}
@@ -170,8 +174,8 @@ func schedules() int {
 
 func summary(t *tally) string {
 	slices.Sort(t.each)
-	return fmt.Sprintf("schedules=%d seeds=%d-%d steps=%d median-steps=%d cuts=%d crashes=%d resumes=%d sessions=%d ends=%d saves=%d failed-saves=%d clock-steps=%d thefts=%d losses=%d rebuilds=%d",
-		t.n, *fromFlag, *fromFlag+uint64(t.n)-1, t.steps, t.each[t.n/2], t.cuts, t.crashes, t.resumes, t.sessions, t.ends, t.saves, t.full, t.clocks, t.thefts, t.losses, t.rebuilds)
+	return fmt.Sprintf("schedules=%d seeds=%d-%d steps=%d median-steps=%d cuts=%d crashes=%d resumes=%d sessions=%d ends=%d saves=%d failed-saves=%d clock-steps=%d thefts=%d losses=%d rebuilds=%d drains=%d moves=%d retargets=%d loops=%d",
+		t.n, *fromFlag, *fromFlag+uint64(t.n)-1, t.steps, t.each[t.n/2], t.cuts, t.crashes, t.resumes, t.sessions, t.ends, t.saves, t.full, t.clocks, t.thefts, t.losses, t.rebuilds, t.drains, t.moves, t.retargets, t.loops)
 }
 
 // TestReplay: one seed is one schedule, or a failure could not be looked at.

@@ -34,6 +34,7 @@ type world struct {
 // stats is what a schedule amounts to.
 type stats struct {
 	steps, cuts, crashes, resumes, sessions, ends, saves, full, clocks, thefts, losses, rebuilds int
+	drains, moves, retargets, loops                                                              int
 	pairs                                                                                        map[pair]int
 }
 
