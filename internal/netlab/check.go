@@ -79,6 +79,18 @@ func Require(t TB) {
 	t.Skipf("needs a network namespace of its own: %v", err)
 }
 
+// RequireMachine is Require for tests that boot a [Machine].
+func RequireMachine(t TB) {
+	t.Helper()
+	Require(t)
+	if !realRoot() {
+		t.Skipf("needs root of this machine: systemd runs services as other users")
+	}
+	if _, err := exec.LookPath("systemctl"); err != nil {
+		t.Fatalf("systemd is missing: apt-get install systemd")
+	}
+}
+
 // ForTest returns a laboratory that ends with the test. If the test fails it
 // prints the picture and the ends of the logs, and keeps the logs.
 func ForTest(t TB) *Lab {

@@ -52,10 +52,12 @@ func Build(ctx context.Context, dir string) (Binaries, error) {
 // Daemon is a node: a directory with its configuration and state, and the
 // process that runs from it, if any. Methods may be called from any goroutine.
 type Daemon struct {
-	host *Host
-	bin  Binaries
-	dir  string
-	args []string
+	host    *Host
+	bin     Binaries
+	dir     string
+	socket  string
+	args    []string
+	machine *Machine // whose systemd runs the process; nil: the laboratory does
 
 	// mu guards everything below.
 	mu    sync.Mutex
@@ -66,7 +68,8 @@ type Daemon struct {
 // Daemon names a node of the host, several of which may be there. Its
 // directory is not made: [Daemon.Init] does that.
 func (h *Host) Daemon(bin Binaries, name string, args ...string) *Daemon {
-	return &Daemon{host: h, bin: bin, dir: filepath.Join(h.lab.dir, h.name, name), args: args}
+	dir := filepath.Join(h.lab.dir, h.name, name)
+	return &Daemon{host: h, bin: bin, dir: dir, socket: filepath.Join(dir, "tunneld.sock"), args: args}
 }
 
 // Host returns the host that the node runs on.
@@ -77,6 +80,10 @@ func (d *Daemon) Dir() string { return d.dir }
 
 // Init runs `tunneld init --dir DIR` with further arguments.
 func (d *Daemon) Init(ctx context.Context, args ...string) error {
+	if d.machine != nil {
+		_, err := d.machine.Run(ctx, machineBin, append([]string{"init"}, args...)...)
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(d.dir), 0o755); err != nil {
 		return err
 	}
@@ -104,6 +111,10 @@ func (d *Daemon) KeepIn(store *keeper.Manager) {
 
 // Start starts the process and does not wait for more; see [Daemon.WaitReady].
 func (d *Daemon) Start() error {
+	if d.machine != nil {
+		_, err := d.machine.Systemctl(context.Background(), "start", unitName)
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.proc != nil && d.proc.Running() {
@@ -128,7 +139,8 @@ func (d *Daemon) Start() error {
 	return err
 }
 
-// Process returns the process that was started last, or nil.
+// Process returns the process that was started last, or nil; on a [Machine] it is
+// always nil.
 func (d *Daemon) Process() *Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -140,7 +152,7 @@ func (d *Daemon) Process() *Process {
 func (d *Daemon) WaitReady(ctx context.Context) error {
 	var last error
 	err := Poll(ctx, 10*time.Millisecond, func() (bool, error) {
-		if p := d.Process(); p == nil || !p.Running() {
+		if p := d.Process(); d.machine == nil && (p == nil || !p.Running()) {
 			return false, fmt.Errorf("tunneld in %s has ended, see its log", d.dir)
 		}
 		_, last = d.Status(ctx)
@@ -160,7 +172,7 @@ func (d *Daemon) Ctl(ctx context.Context, args ...string) (string, error) {
 
 // CtlInput is Ctl with something on standard input.
 func (d *Daemon) CtlInput(ctx context.Context, stdin string, args ...string) (string, error) {
-	args = append([]string{"--socket", filepath.Join(d.dir, "tunneld.sock")}, args...)
+	args = append([]string{"--socket", d.socket}, args...)
 	return d.host.Run(ctx, stdin, d.bin.Tunnelctl, args...)
 }
 

@@ -73,6 +73,10 @@ var bin netlab.Binaries
 var slots = make(chan struct{}, 2)
 
 func TestMain(m *testing.M) {
+	if os.Getenv(triesVariable) != "" {
+		tell()
+		return
+	}
 	goleak.VerifyTestMain(built{m})
 }
 
