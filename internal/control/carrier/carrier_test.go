@@ -113,7 +113,26 @@ func (g *gateway) pair() (node, gw Conn) {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(func() { node.Close() })
-	return node, g.accept()
+	greet(g.t, node)
+	gw = g.accept()
+	greeted(g.t, gw)
+	return node, gw
+}
+
+// greet has the gateway see a transport.
+func greet(t *testing.T, node Conn) {
+	t.Helper()
+	if _, err := node.Write([]byte("!")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// greeted reads what greet wrote.
+func greeted(t *testing.T, gw Conn) {
+	t.Helper()
+	if _, err := io.ReadFull(gw, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func deadline(t *testing.T, c net.Conn) {
@@ -285,6 +304,7 @@ func TestIdentityIsAskedInEveryHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	greet(t, c)
 	g.accept().Close()
 	c.Close()
 	refuse = true // no handshake runs now

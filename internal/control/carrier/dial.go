@@ -18,7 +18,7 @@ const defaultDialTimeout = 10 * time.Second
 // Dial opens a transport to the gateway at addr, HOST:PORT. The gateway has
 // been verified when Dial returns; whether it accepts our certificate shows at
 // the first Read (see [ErrOurCertificate]), so that no round trip is spent on
-// waiting. Errors wrap ErrPeerCertificate, ErrOurCertificate or ErrUnreachable.
+// waiting. The gateway sees the stream with the first Write. Errors wrap ErrPeerCertificate, ErrOurCertificate or ErrUnreachable.
 func (d *Dialer) Dial(ctx context.Context, addr string) (Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.timeout())
 	defer cancel()
@@ -26,20 +26,15 @@ func (d *Dialer) Dial(ctx context.Context, addr string) (Conn, error) {
 	if err != nil {
 		return nil, dialError(addr, err)
 	}
-	// A deadline of the past ends what waits for the network below.
-	stop := context.AfterFunc(ctx, func() { sock.SetDeadline(time.Unix(1, 0)) })
 	c, err := openControl(t, sock)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-		c.Close()
-	}
 	if err != nil {
 		return nil, dialError(addr, err)
 	}
 	return c, nil
 }
 
-// openControl starts yamux and opens the control stream. On error all is closed.
+// openControl starts yamux and opens the control stream. Nothing is sent yet. On
+// error all is closed.
 func openControl(t *tls.Conn, sock *socket) (*conn, error) {
 	l := newLink(t, sock)
 	mux, err := yamux.Client(l, muxConfig())
@@ -88,8 +83,14 @@ func (d *Dialer) connect(ctx context.Context, addr string, cfg *tls.Config) (*tl
 	}
 	sock := newSocket(nc, 0)
 	sock.admit()
+	// A deadline of the past ends what waits for the network.
+	stop := context.AfterFunc(ctx, func() { sock.SetDeadline(time.Unix(1, 0)) })
 	t := tls.Client(sock, cfg)
-	if err := t.HandshakeContext(ctx); err != nil {
+	err = t.Handshake() // with a context it would start a goroutine
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		sock.Close()
 		return nil, nil, err
 	}

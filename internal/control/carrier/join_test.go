@@ -114,6 +114,7 @@ func TestFromInviteToTransportToRevocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	c.Write([]byte("SCCRQ"))
 	gw := <-d.up
 	defer gw.Close()
 	p, err := auth.ParseCertificate(gw.Peer())

@@ -14,16 +14,19 @@ const closeTimeout = time.Second
 
 // link is what yamux writes to and reads from: TLS over a socket.
 //
-// It repairs two habits of yamux v0.1.2. A frame is written as header and body
+// It repairs three habits of yamux v0.1.2. A frame is written as header and body
 // apart, which would be two TLS records and two system calls: the header is
-// held and joined to its body. And between the start of a shutdown and the
+// held and joined to its body. So are the frames that open a stream and refuse
+// others: they leave with the first message. And between the start of a shutdown and the
 // return of Close here, blocked readers of streams spin: Close shuts the socket
 // and nothing else, since tls.Conn.Close may wait 5 s for its close_notify.
 type link struct {
 	tls    *tls.Conn
 	sock   *socket
 	frames frames // of the reader
-	held   []byte // of the writer: a header that waits for its body
+	held   []byte // of the writer: what waits for the end of a frame's body
+	body   bool   // of the writer: the last header's body comes next
+	begun  bool   // of the writer: a message has left
 
 	closing atomic.Bool   // yamux's own frames go nowhere any more
 	gone    chan struct{} // closed when reading is over
@@ -56,10 +59,13 @@ func (l *link) Write(p []byte) (int, error) {
 	if l.closing.Load() {
 		return len(p), nil
 	}
-	if len(l.held) == 0 && bodyFollows(p) {
+	header := !l.body
+	l.body = header && bodyFollows(p)
+	if l.body || header && !l.begun {
 		l.held = append(l.held, p...)
 		return len(p), nil
 	}
+	l.begun = true
 	out := p
 	if len(l.held) > 0 {
 		out = append(l.held, p...)

@@ -124,7 +124,7 @@ func (s *serving) serve(ctx context.Context, nc net.Conn, release func()) {
 
 	var enrolment func()
 	t := tls.Server(sock, s.config(remoteAddr(nc), &enrolment))
-	err := t.HandshakeContext(ctx)
+	err := t.Handshake() // ends with sock; with a context it would start a goroutine
 	if enrolment != nil {
 		defer enrolment()
 	}
@@ -196,6 +196,7 @@ func (s *serving) control(ctx context.Context, t *tls.Conn, sock *socket, admitt
 		s.log.warn("no control stream", event.KeyRemote, sock.RemoteAddr(), event.KeyErr, l.cause())
 		return
 	}
+	mux.GoAway() // yamux refuses further streams by itself from now on
 	admitted()
 
 	ended := make(chan struct{})
@@ -223,11 +224,9 @@ func (s *serving) control(ctx context.Context, t *tls.Conn, sock *socket, admitt
 	refuseStreams(mux)
 }
 
-// refuseStreams keeps the peer at its one stream until the transport ends:
-// go-away makes yamux refuse what comes from now on, without state; what came
-// in between is closed.
+// refuseStreams keeps the peer at its one stream until the transport ends: it
+// closes what came before the go-away.
 func refuseStreams(mux *yamux.Session) {
-	mux.GoAway()
 	for {
 		extra, err := mux.AcceptStream()
 		if err != nil {
