@@ -74,7 +74,7 @@ const subscriberQueue = 256
 // ready to use; its methods may be called from any goroutine.
 type Bus struct {
 	mu      sync.Mutex // guards everything below
-	history []Event
+	history []Event // the last of them are remembered
 	readers map[chan Event]struct{}
 }
 
@@ -85,9 +85,10 @@ func (b *Bus) Publish(e Event) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.history) == historySize {
-		copy(b.history, b.history[1:])
-		b.history = b.history[:historySize-1]
+	if len(b.history) == 2*historySize { // moved once for so many
+		n := copy(b.history, b.remembered())
+		clear(b.history[n:])
+		b.history = b.history[:n]
 	}
 	b.history = append(b.history, e)
 	for ch := range b.readers {
@@ -99,6 +100,9 @@ func (b *Bus) Publish(e Event) {
 		}
 	}
 }
+
+// remembered are the last events. The caller holds mu.
+func (b *Bus) remembered() []Event { return b.history[max(0, len(b.history)-historySize):] }
 
 // Subscribe returns the remembered events, oldest first, and a channel with
 // those that follow, without a gap between the two. The channel is closed when
@@ -119,5 +123,5 @@ func (b *Bus) Subscribe() (past []Event, next <-chan Event, cancel func()) {
 			close(ch)
 		}
 	}
-	return append([]Event(nil), b.history...), ch, cancel
+	return append([]Event(nil), b.remembered()...), ch, cancel
 }

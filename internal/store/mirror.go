@@ -41,7 +41,9 @@ func (t *mirrorTx) Put(bucket, key string, value []byte) error {
 	if err := t.Tx.Put(bucket, key, value); err != nil {
 		return err
 	}
-	t.note(bucket, key, append([]byte{}, value...))
+	if to := t.copies[bucket]; to != nil {
+		t.changes = append(t.changes, copied{to, bucket, key, append([]byte{}, value...)})
+	}
 	return nil
 }
 
@@ -50,14 +52,10 @@ func (t *mirrorTx) Delete(bucket, key string) error {
 	if err := t.Tx.Delete(bucket, key); err != nil {
 		return err
 	}
-	t.note(bucket, key, nil)
-	return nil
-}
-
-func (t *mirrorTx) note(bucket, key string, value []byte) {
 	if to := t.copies[bucket]; to != nil {
-		t.changes = append(t.changes, copied{to, bucket, key, value})
+		t.changes = append(t.changes, copied{to: to, bucket: bucket, key: key})
 	}
+	return nil
 }
 
 // flush brings the changes to where else they belong, in one transaction for

@@ -44,7 +44,8 @@ type gateway struct {
 
 	mu       sync.Mutex // guards everything below
 	networks []*network
-	conns    map[uint32]*peerConn // by our connection id
+	conns    map[uint32]*peerConn       // by our connection id
+	nodes    map[session.ID][]*peerConn // the same by node
 	members  *roster
 	changing map[*member]*gatewayKeys // a next key is armed
 	seen     map[netip.Addr]int       // where the nodes of connections, live and suspended, were last
@@ -59,7 +60,7 @@ type gateway struct {
 // newGateway restores networks, sessions and connections from the store.
 func newGateway(m *Manager) (*gateway, error) {
 	g := &gateway{
-		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{},
+		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{}, nodes: map[session.ID][]*peerConn{},
 		members: newRoster(), finals: map[session.ID]*endedV1{}, seen: map[netip.Addr]int{},
 		rebuilding: map[session.ID]rebuilding{},
 	}
@@ -136,7 +137,7 @@ func (g *gateway) restore() error {
 		}
 		p.conn = control.NewConn(control.Restore(g.config(p), c.record), p, g.m.log.With(event.KeyNode, p.node))
 		p.restored = &remaining
-		g.conns[p.id] = p
+		g.addLocked(p)
 		g.seeLocked(p, c.seen)
 	}
 	for _, n := range g.networks {
@@ -364,14 +365,14 @@ func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *p
 		}
 		return p
 	}
-	if len(g.connsOfLocked(peer.ID)) >= maxConns {
+	if len(g.nodes[peer.ID]) >= maxConns {
 		g.mu.Unlock()
 		return nil
 	}
 	id := g.freeIDLocked()
 	p := &peerConn{g: g, id: id, node: peer.Name, nodeID: peer.ID}
 	p.conn = control.NewConn(control.New(g.config(p)), p, g.m.log.With(event.KeyNode, peer.Name))
-	g.conns[id] = p
+	g.addLocked(p)
 	g.mu.Unlock()
 	g.launch(ctx, p)
 	return p
@@ -380,13 +381,19 @@ func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *p
 // maxConns bounds the control connections of one node, living and suspended.
 const maxConns = 16
 
-func (g *gateway) connsOfLocked(node session.ID) (all []*peerConn) {
-	for _, p := range g.conns {
-		if p.nodeID == node {
-			all = append(all, p)
-		}
+// addLocked enters a connection.
+func (g *gateway) addLocked(p *peerConn) {
+	g.conns[p.id] = p
+	g.nodes[p.nodeID] = append(g.nodes[p.nodeID], p)
+}
+
+// removeLocked takes a connection out.
+func (g *gateway) removeLocked(p *peerConn) {
+	delete(g.conns, p.id)
+	g.nodes[p.nodeID] = slices.DeleteFunc(g.nodes[p.nodeID], func(other *peerConn) bool { return other == p })
+	if len(g.nodes[p.nodeID]) == 0 {
+		delete(g.nodes, p.nodeID)
 	}
-	return all
 }
 
 // tidy ends the connections of a node that are suspended and hold no session:
@@ -394,7 +401,7 @@ func (g *gateway) connsOfLocked(node session.ID) (all []*peerConn) {
 // another.
 func (g *gateway) tidy(ctx context.Context, node session.ID) {
 	g.mu.Lock()
-	all := g.connsOfLocked(node)
+	all := slices.Clone(g.nodes[node])
 	g.mu.Unlock()
 	for _, p := range all {
 		if v := p.conn.View(); v.State == session.Suspended && len(v.Sessions) == 0 {
@@ -421,7 +428,7 @@ func (g *gateway) launch(_ context.Context, p *peerConn) {
 		p.conn.Run(ctx)
 		if ctx.Err() == nil {
 			g.mu.Lock()
-			delete(g.conns, p.id)
+			g.removeLocked(p)
 			g.seeLocked(p, netip.Addr{})
 			g.mu.Unlock()
 		}
