@@ -28,8 +28,15 @@ const (
 const MaxSocketPath = 107
 
 // lockTimeout is how long Listen waits for another daemon that is starting in
-// the same directory.
+// the same directory, or that was killed and is not quite gone: for as long as the
+// kernel takes its memory down somebody still listens.
 const lockTimeout = 2 * time.Second
+
+// lockRetry is how often it looks again.
+const lockRetry = 10 * time.Millisecond
+
+// errLives is the error for a socket behind which somebody listens.
+var errLives = errors.New("another daemon is listening there; stop it or choose another path")
 
 // Listen makes the daemon's socket at path: mode 0660 and group [Group] where
 // that exists and we may give files to it, else 0600. A missing directory is
@@ -45,9 +52,24 @@ func Listen(path string) (net.Listener, error) {
 	if err := makeDir(dir, gid, grouped); err != nil {
 		return nil, fmt.Errorf("directory of the socket: %w", err)
 	}
+	deadline := time.Now().Add(lockTimeout)
+	for {
+		l, err := listenIn(dir, path, gid, grouped)
+		if err == nil {
+			return l, nil
+		}
+		if !errors.Is(err, errLives) || time.Now().After(deadline) {
+			return nil, fmt.Errorf("socket %s: %w", path, err)
+		}
+		time.Sleep(lockRetry)
+	}
+}
+
+// listenIn makes the socket unless somebody listens at path.
+func listenIn(dir, path string, gid uint32, grouped bool) (net.Listener, error) {
 	unlock, err := lockDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", path, err)
+		return nil, err
 	}
 	defer unlock()
 	l, err := bind(path)
@@ -58,11 +80,11 @@ func Listen(path string) (net.Listener, error) {
 		l, err = bind(path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", path, cause(err))
+		return nil, cause(err)
 	}
 	if err := setMode(path, gid, grouped); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("socket %s: %w", path, cause(err))
+		return nil, cause(err)
 	}
 	return l, nil
 }
@@ -102,23 +124,23 @@ func removeStale(path string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("socket %s: %w", path, cause(err))
+		return cause(err)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("socket %s: a file that is no socket stands there; remove it or choose another path", path)
+		return errors.New("a file that is no socket stands there; remove it or choose another path")
 	}
 	conn, err := net.DialTimeout("unix", path, lockTimeout)
 	switch {
 	case err == nil:
 		conn.Close()
-		return fmt.Errorf("socket %s: another daemon is listening there; stop it or choose another path", path)
+		return errLives
 	case errors.Is(err, unix.ECONNREFUSED):
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("socket %s: left by a daemon that died: %w", path, cause(err))
+			return fmt.Errorf("left by a daemon that died: %w", cause(err))
 		}
 		return nil
 	}
-	return fmt.Errorf("socket %s: %w", path, cause(err)) // a full backlog is a sign of life, too
+	return cause(err) // a full backlog is a sign of life, too
 }
 
 // makeDir makes dir if it is missing, for us and the group alone. Directories
@@ -183,7 +205,7 @@ func lockDir(dir string) (unlock func(), err error) {
 			d.Close()
 			return nil, fmt.Errorf("%s is locked by another program", dir)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(lockRetry)
 	}
 	if err != nil {
 		d.Close()

@@ -143,6 +143,36 @@ func TestListenRefuses(t *testing.T) {
 	}
 }
 
+// A daemon that was killed listens until the kernel has taken it down.
+func TestListenWaitsForOneThatGoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.SetUnlinkOnClose(false) // as a kill leaves it
+	type made struct {
+		l   net.Listener
+		err error
+	}
+	got := make(chan made, 1)
+	go func() {
+		l, err := Listen(path)
+		got <- made{l, err}
+	}()
+	conn, err := old.Accept() // it has seen that somebody listens
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	old.Close()
+	m := <-got
+	if m.err != nil {
+		t.Fatalf("Listen where somebody goes = %v, want nil", m.err)
+	}
+	m.l.Close()
+}
+
 func TestListenAtTheLongestPath(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, strings.Repeat("x", MaxSocketPath-len(dir)-1))
