@@ -75,6 +75,7 @@ type Conn struct {
 	lost       time.Time                  // when a transport last ended or was given up; zero: none was
 	timers     [numTimers]armed
 	unsaved    bool             // the last Save failed
+	failing    bool             // so did the last write of all, which the log has
 	remains    bool             // so did Forget
 	again      <-chan time.Time // when to write it again; nil: nothing to write
 	wg         sync.WaitGroup
@@ -308,9 +309,12 @@ func (c *Conn) forget() {
 func (c *Conn) wrote(err error) {
 	c.again = nil
 	if err != nil {
-		c.log.Error("journal not written", event.KeyErr, err)
+		if !c.failing {
+			c.log.Error("journal not written", event.KeyErr, err)
+		}
 		c.again = time.After(writeAgainAfter)
 	}
+	c.failing = err != nil
 }
 
 // writeAgain writes what could not be written, if anything.

@@ -38,11 +38,13 @@ const (
 	NodeRevoked        Kind = "node-revoked"
 	NodeRenewed        Kind = "node-renewed"
 	ClonedState        Kind = "cloned-state"
-	StateRebuilt       Kind = "state-rebuilt"  // the gateway's, after its loss
-	DrainBegun         Kind = "drain-begun"    // this gateway is about to go
-	DrainOver          Kind = "drain-over"     // it stays
-	GatewayDrains      Kind = "gateway-drains" // at a node: its gateway is about to go, or stays
-	TunnelMoved        Kind = "tunnel-moved"   // to another gateway
+	StateRebuilt       Kind = "state-rebuilt"     // the gateway's, after its loss
+	DrainBegun         Kind = "drain-begun"       // this gateway is about to go
+	DrainOver          Kind = "drain-over"        // it stays
+	GatewayDrains      Kind = "gateway-drains"    // at a node: its gateway is about to go, or stays
+	TunnelMoved        Kind = "tunnel-moved"      // to another gateway
+	JournalFailing     Kind = "journal-failing"   // nothing new begins
+	JournalRecovered   Kind = "journal-recovered" // it can be written again
 	DaemonStarted      Kind = "daemon-started"
 	DaemonStopping     Kind = "daemon-stopping"
 )

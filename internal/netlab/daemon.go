@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -62,6 +63,7 @@ type Daemon struct {
 	// mu guards everything below.
 	mu    sync.Mutex
 	proc  *Process
+	under []string        // what runs the processes; nothing: nobody
 	store *keeper.Manager // nil: what the process has ends with it
 }
 
@@ -109,6 +111,14 @@ func (d *Daemon) KeepIn(store *keeper.Manager) {
 	d.store = store
 }
 
+// Under has the processes that are started from now on be run by a program, as
+// nsenter(1) is, which puts itself in their place.
+func (d *Daemon) Under(argv ...string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.under = argv
+}
+
 // Start starts the process and does not wait for more; see [Daemon.WaitReady].
 func (d *Daemon) Start() error {
 	if d.machine != nil {
@@ -120,7 +130,7 @@ func (d *Daemon) Start() error {
 	if d.proc != nil && d.proc.Running() {
 		return fmt.Errorf("tunneld in %s runs already", d.dir)
 	}
-	argv := append([]string{d.bin.Tunneld, "run", "--config", filepath.Join(d.dir, "tunneld.toml")}, d.args...)
+	argv := slices.Concat(d.under, []string{d.bin.Tunneld, "run", "--config", filepath.Join(d.dir, "tunneld.toml")}, d.args)
 	var env []string
 	var files []*os.File
 	if d.store != nil {
@@ -182,6 +192,18 @@ type Status struct {
 	Node    string         `json:"node"`
 	BootID  string         `json:"boot_id"`
 	Tunnels []TunnelStatus `json:"tunnels"`
+
+	Problems  []Problem `json:"problems"`
+	KeyMemory struct {
+		Locked bool   `json:"locked"`
+		Why    string `json:"why"`
+	} `json:"key_memory"`
+}
+
+// Problem is something that is in the way of a daemon.
+type Problem struct {
+	What string `json:"what"`
+	Mend string `json:"mend"`
 }
 
 // TunnelStatus is one dialled tunnel. What is unknown is the zero value.

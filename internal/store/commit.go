@@ -137,7 +137,7 @@ func (b *Bolt) begin() (tx *bbolt.Tx, err error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("store: %s: %w", b.path, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrNotStored, b.path, err)
 	}
 	return tx, nil
 }
@@ -162,9 +162,9 @@ func (b *Bolt) commit(tx *bbolt.Tx) error {
 	if panicked {
 		_ = guard(b.path, tx.Rollback) // lets go of the lock that Close takes
 	}
-	err = fmt.Errorf("store: %s: nothing was stored: %w", b.path, err)
+	err = fmt.Errorf("%w: %s: %w", ErrNotStored, b.path, err)
 	if panicked || b.visible(id) {
-		b.failed = fmt.Errorf("%w: no more is written until tunneld is restarted", err)
+		b.failed = fmt.Errorf("%w: %w", err, ErrUntilRestart)
 		return b.failed
 	}
 	return err

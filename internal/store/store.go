@@ -12,6 +12,10 @@ var (
 	ErrNewer    = errors.New("store: written by a newer version")
 	ErrCorrupt  = errors.New("store: damaged")
 	ErrClosed   = errors.New("store: closed")
+	// ErrNotStored is what an Update fails with whose changes could not be written.
+	ErrNotStored = errors.New("store: nothing was stored")
+	// ErrUntilRestart is an ErrNotStored after which no Update can succeed.
+	ErrUntilRestart = errors.New("no more is written until tunneld is restarted")
 )
 
 // Store is a set of buckets of key-value pairs. Methods may be called from any

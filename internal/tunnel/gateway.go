@@ -305,6 +305,10 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		control.Refuse(nc, q, *r, d.To...)
 		return
 	}
+	if q.Recovery == nil && g.m.unwritable() != nil { // a resume may find the room it needs
+		control.Refuse(nc, q, wire.Result{Code: wire.StopError, Error: wire.ErrorResources, Cause: wire.CauseStore})
+		return
+	}
 	p := g.connFor(ctx, q, peer)
 	if p == nil {
 		control.Refuse(nc, q, noConnection(q))

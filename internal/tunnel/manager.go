@@ -52,6 +52,7 @@ type Options struct {
 type Manager struct {
 	cfg      config.Config
 	store    store.Store
+	disks    []*disk // what the store consists of, the journal first
 	engine   engine.Engine
 	host     host.Host
 	log      *slog.Logger
@@ -84,14 +85,17 @@ type Manager struct {
 // process: networks, sessions, tunnels. It touches the host only through Engine
 // and Host. Errors are sentences for whoever started the daemon.
 func New(o Options) (*Manager, error) {
-	st, rebuilt, err := reconcile(o.Store, o.Keep)
-	if err != nil {
+	m := &Manager{
+		cfg: o.Config, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen, handOver: o.HandOver,
+		bootID: session.NewID(), links: map[string]*link{}, ready: make(chan struct{}),
+	}
+	m.watched(&o)
+	m.keep = o.Keep
+	var err error
+	if m.store, m.rebuilt, err = reconcile(o.Store, o.Keep); err != nil {
 		return nil, err
 	}
-	m := &Manager{
-		cfg: o.Config, store: st, keep: o.Keep, rebuilt: rebuilt, engine: o.Engine, host: o.Host, log: o.Log, version: o.Version, listen: o.Listen, handOver: o.HandOver,
-		bootID: session.NewID(), journal: &journal{st}, links: map[string]*link{}, ready: make(chan struct{}),
-	}
+	m.journal = &journal{m.store}
 	if m.listen == nil {
 		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
 	}
@@ -168,6 +172,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.wg.Go(func() { m.tick(ctx) })
 	m.wg.Go(func() { m.watchLives(ctx) })
 	m.wg.Go(func() { m.watchKeys(ctx) })
+	m.wg.Go(func() { m.watchDisks(ctx) })
 	m.wg.Go(func() { m.watchData(ctx) })
 	m.publish(event.Event{Kind: event.DaemonStarted})
 	if m.rebuilt {

@@ -145,10 +145,13 @@ func (p *peerConn) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 
 // grant gives a new session, or one that is rebuilt.
 func (p *peerConn) grant(n *network, q *wire.ICRQ) (control.Grant, *wire.Result) {
+	g := p.g
+	if g.m.unwritable() != nil {
+		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseStore}
+	}
 	if len(q.Ticket) > 0 {
 		return p.rebuild(q)
 	}
-	g := p.g
 	serial := g.registry.RevocationSerial()
 	networks, advertise, ok := g.registry.Rights(p.nodeID)
 	switch {

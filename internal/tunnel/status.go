@@ -25,6 +25,7 @@ func (m *Manager) Status(context.Context) (api.Status, error) {
 		Node: m.cfg.Node.Name, BootID: m.bootID.String(), Engine: m.cfg.Data.Engine,
 		Tunnels: []api.Tunnel{}, Networks: []api.Network{}, Problems: []api.Problem{}, KeyMemory: m.keyMemory(),
 	}
+	st.Problems = append(st.Problems, m.diskProblems()...)
 	m.mu.Lock()
 	var forwarding []string // interfaces that packets are forwarded through
 	for _, t := range m.tunnels {

@@ -97,6 +97,33 @@ func TestBookLost(t *testing.T) {
 	w.answered(p)
 }
 
+// TestRelease lets a session out of quarantine whose node an administrator
+// answers for: it goes on, over a kill too, and the node has its rights again.
+func TestRelease(t *testing.T) {
+	w := newOffice(t, roadPlan)
+	alice := w.node("alice")
+	before, _ := w.established(alice)
+	p := w.probe("alice")
+	w.loseState("state", filepath.Join("state-tickets", "book"))
+	after, _ := w.established(alice)
+	w.same(before, after)
+	w.silent(p)
+	w.refused(alice, 1, "session", "release", before.Session)
+	w.ctl(w.hq, "session", "release", before.Session)
+	w.answered(p)
+	w.refused(w.hq, 1, "session", "release", before.Session) // once is enough
+	if !strings.Contains(w.ctl(w.hq, "session", "show", before.Session), "let out of quarantine  request ") {
+		t.Errorf("its story:\n%s", w.ctl(w.hq, "session", "show", before.Session))
+	}
+	w.check(w.hq.Process().Kill9())
+	w.start(w.hq)
+	w.answered(p)
+	w.ctl(alice, "down", office)
+	w.ctl(alice, "up", office)
+	renewed, _ := w.established(alice)
+	w.renewed(before, renewed)
+}
+
 // TestRevokedIsNotRebuilt: revocations outlive the state directory.
 func TestRevokedIsNotRebuilt(t *testing.T) {
 	w := newOffice(t, roadPlan)

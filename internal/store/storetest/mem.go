@@ -15,7 +15,7 @@ import (
 )
 
 // ErrInjected is what Updates fail with that FailUpdates was told of.
-var ErrInjected = errors.New("storetest: injected failure")
+var ErrInjected = fmt.Errorf("%w: injected failure", store.ErrNotStored)
 
 // Misuse by the caller, as in the real store.
 var (

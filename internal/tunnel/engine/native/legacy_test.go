@@ -12,6 +12,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/enginetest"
+	"tunneld/internal/tunnel/engine/memfile"
 	"tunneld/internal/tunnel/engine/noise"
 	"tunneld/internal/tunnel/engine/udp"
 )
@@ -283,4 +284,17 @@ func TestKeeperFails(t *testing.T) {
 	b := newLoop(t)
 	sessions(a, b, b.addr())
 	passesOn(t, a, b, 1, 2, "all the same")
+}
+
+// TestKeyMemory: without a keeper keys lie where everything else does; with one
+// the memory file says.
+func TestKeyMemory(t *testing.T) {
+	h := newHouse(t)
+	if k := h.node.engine.KeyMemory(); k.Unlocked != engine.ErrOrdinaryMemory || k.Limited {
+		t.Errorf("without a keeper: %+v, want ordinary memory", k)
+	}
+	want := h.engine.legacy.file.Unlocked()
+	if k := h.engine.KeyMemory(); k.Unlocked != want || k.Limited != errors.Is(want, memfile.ErrLimit) {
+		t.Errorf("with one: %+v, want what the memory file says: %v", k, want)
+	}
 }
