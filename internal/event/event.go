@@ -76,7 +76,7 @@ const subscriberQueue = 256
 // ready to use; its methods may be called from any goroutine.
 type Bus struct {
 	mu      sync.Mutex // guards everything below
-	history []Event // the last of them are remembered
+	history []Event    // the last of them are remembered
 	readers map[chan Event]struct{}
 }
 
