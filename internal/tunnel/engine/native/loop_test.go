@@ -462,7 +462,56 @@ func TestFloodOfInitiations(t *testing.T) {
 	passesOn(t, a, b, 1, 2, "in the flood")
 }
 
-// TestKeysAreWiped looks at the memory of a keypair when its session is gone.
+// TestIdleSessionHasAKey has an idle session show itself: with a keypair that
+// gets old it makes a new one, because its peer could not.
+func TestIdleSessionHasAKey(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr(), func(a, _ *engine.Session) { a.Keepalive = 25 * time.Second })
+	passesOn(t, a, b, 1, 2, "x")
+	p, err := a.device.find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
+	first := p.current.Load()
+	later := func(age time.Duration) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.keepaliveLocked(first.Created.Add(age))
+	}
+	later(noise.RekeyAfterTime)
+	if p.timers.InFlight() {
+		t.Errorf("a handshake with a keypair of %v, want none yet", noise.RekeyAfterTime)
+	}
+	later(noise.RekeyAfterTime + 1)
+	enginetest.Eventually(t, "there is another keypair", func() bool { return p.current.Load() != first })
+}
+
+// TestKeysAreWipedInTime has no new keypair come for 540 s.
+func TestKeysAreWipedInTime(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	passesOn(t, a, b, 1, 2, "x")
+	for _, l := range []*loop{a, b} {
+		p, err := l.device.find(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		enginetest.Eventually(t, "the keypair is shown to the data path", func() bool { return p.current.Load() != nil })
+		pair := p.current.Load()
+		p.due(now().Add(noise.ZeroKeysAfter - time.Minute))
+		if p.current.Load() != pair {
+			t.Errorf("the keypair is gone a minute before %v", noise.ZeroKeysAfter)
+		}
+		p.due(now().Add(noise.ZeroKeysAfter))
+		if p.current.Load() != nil || pair.Hold() || l.engine.table.find(pair.Local) != nil {
+			t.Errorf("%v without a new one the keypair can be used", noise.ZeroKeysAfter)
+		}
+	}
+}
+
+// TestKeysAreWiped removes a session: nobody finds or holds its keypair any more,
+// and who lets go of one last wipes it, as the tests of noise show.
 func TestKeysAreWiped(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)
 	id := sessions(a, b, b.addr())

@@ -225,6 +225,9 @@ func (p *peer) keepaliveLocked(t noise.Instant) {
 		p.d.engine.sendMessage(to, message)
 	}
 	p.d.engine.agenda.at(p, p.timers.KeepaliveSent(t))
+	if pair.RekeyOnSend(t) { // else an idle session would have no key for a while, and its peer may not start
+		p.startLocked(t, false)
+	}
 }
 
 // afford reports whether n octets may be sent to the endpoint now.
