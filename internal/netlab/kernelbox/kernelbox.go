@@ -9,6 +9,7 @@ package kernelbox
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	_ "embed"
 	"fmt"
 	"os"
@@ -41,11 +42,17 @@ var packages = []struct{ program, pkg string }{
 // Box describes a machine.
 type Box struct {
 	Script   string        // run by bash as root, when the modules are loaded; eth0 is the TAP's other end
-	Netns    string        // the network namespace of the TAP
+	Netns    string        // the network namespace of the TAP; empty: the machine has no network
 	Tap      string        // made if it is not there
 	Modules  []string      // loaded with what they need: wireguard, l2tp_eth, sch_netem, …
-	Programs []string      // of this host, taken along with their libraries
+	Programs []string      // of this host, by name or path, taken along with their libraries
+	Memory   int           // in MiB; zero: 384
 	Timeout  time.Duration // for all of it; zero: two minutes
+
+	// Leaps gives the machine a time of its own that leaps to the next timer
+	// whenever nothing runs, so that ten minutes of waiting pass in a second or
+	// two. It is for machines without a network: nobody outside keeps pace.
+	Leaps bool
 }
 
 // Machine is a box that was started.
@@ -88,7 +95,13 @@ func Start(t testing.TB, b Box) *Machine {
 	if b.Timeout == 0 {
 		b.Timeout = 2 * time.Minute
 	}
-	args := []string{tool, "-s", guest, "-n", b.Netns, "-t", b.Tap, "-T", strconv.Itoa(int(b.Timeout.Seconds()))}
+	args := []string{tool, "-s", guest, "-T", strconv.Itoa(int(b.Timeout.Seconds())), "-M", strconv.Itoa(cmp.Or(b.Memory, 384))}
+	if b.Netns != "" {
+		args = append(args, "-n", b.Netns, "-t", b.Tap)
+	}
+	if b.Leaps {
+		args = append(args, "-l")
+	}
 	for _, m := range b.Modules {
 		args = append(args, "-m", m)
 	}

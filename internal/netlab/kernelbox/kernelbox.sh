@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
 # A foreign host for tests: boots Debian's cloud kernel, which has WireGuard,
 # L2TP, netem and VXLAN as modules, in a software-emulated machine, joins it to
-# a network namespace by a TAP device, runs one shell script in it as root and
-# exits with that script's status. Written for kernelbox.go, which checks that
-# the programs are there.
+# a network namespace by a TAP device if it is to have a network, runs one shell
+# script in it as root and exits with that script's status. Written for
+# kernelbox.go, which checks that the programs are there and says what leaps are.
 #
 # The guest has what this host has of bash, ip, tc, wg, ping, iperf3 and
 # tcpdump, and busybox for the rest; eth0 is the other end of the TAP.
 set -euo pipefail
 
 usage() {
-  echo "usage: kernelbox.sh -s SCRIPT -n NETNS -t TAP [-m MODULE]... [-b PROGRAM]... [-M MIB] [-T SECONDS]" >&2
+  echo "usage: kernelbox.sh -s SCRIPT [-n NETNS -t TAP] [-m MODULE]... [-b PROGRAM]... [-M MIB] [-T SECONDS] [-l]" >&2
   exit 2
 }
 
-netns='' tap='' script='' memory=384 limit=120 modules=() programs=()
-while getopts s:n:t:m:b:M:T: option; do
+netns='' tap='' script='' memory=384 limit=120 modules=() programs=() leaps=()
+while getopts s:n:t:m:b:M:T:l option; do
   case $option in
     s) script=$OPTARG ;; n) netns=$OPTARG ;; t) tap=$OPTARG ;;
     m) modules+=("$OPTARG") ;; b) programs+=("$OPTARG") ;;
-    M) memory=$OPTARG ;; T) limit=$OPTARG ;; *) usage ;;
+    M) memory=$OPTARG ;; T) limit=$OPTARG ;;
+    l) leaps=(-icount "shift=1,align=off,sleep=off" -rtc clock=vm) ;; *) usage ;;
   esac
 done
-[[ -r $script && -n $netns && -n $tap ]] || usage
+[[ -r $script && (-z $netns || -n $tap) ]] || usage
 
 # The kernel image is unpacked once, under a lock; nothing is installed.
 fetch_kernel() {
@@ -100,8 +101,13 @@ INIT
 chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc 2>/dev/null | gzip -1) >"$work/initrd"
 
-ip netns exec "$netns" ip tuntap add dev "$tap" mode tap 2>/dev/null || true # it may be there already, with addresses
-ip netns exec "$netns" ip link set "$tap" up
+inside=() network=()
+if [[ -n $netns ]]; then
+  inside=(ip netns exec "$netns")
+  "${inside[@]}" ip tuntap add dev "$tap" mode tap 2>/dev/null || true # it may be there already, with addresses
+  "${inside[@]}" ip link set "$tap" up
+  network=(-netdev "tap,id=n0,ifname=$tap,script=no,downscript=no" -device virtio-net-pci,netdev=n0,romfile=)
+fi
 status=''
 # The guest's lines are passed on as they come, so that a caller can wait for one.
 while IFS= read -r line; do
@@ -111,8 +117,7 @@ while IFS= read -r line; do
     KERNELBOX-EXIT\ *) status=${line#KERNELBOX-EXIT } ;;
     *) [[ -z ${begun:-} ]] || printf '%s\n' "$line" ;;
   esac
-done < <(exec timeout --foreground "$limit" ip netns exec "$netns" qemu-system-x86_64 -accel tcg -m "$memory" -nographic -no-reboot -nodefaults \
-  -serial stdio -kernel "$kernel" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=1 loglevel=3" \
-  -netdev "tap,id=n0,ifname=$tap,script=no,downscript=no" -device virtio-net-pci,netdev=n0,romfile= </dev/null 2>"$work/err")
+done < <(exec timeout --foreground "$limit" "${inside[@]}" qemu-system-x86_64 -accel tcg "${leaps[@]}" -m "$memory" -nographic -no-reboot -nodefaults \
+  -serial stdio -kernel "$kernel" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=1 loglevel=3" "${network[@]}" </dev/null 2>"$work/err")
 [[ -n $status ]] || { echo "kernelbox: the machine did not finish within $limit s: $(tail -n 3 "$work/err")" >&2; exit 124; }
 exit "$status"

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"net/rpc"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,7 +41,18 @@ func TestMain(m *testing.M) {
 		serveNode()
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
+}
+
+// runTests runs several tests at a time, more than there are processors: mostly
+// they wait.
+func runTests(m *testing.M) int {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == fmt.Sprint(runtime.GOMAXPROCS(0)) {
+		f.Value.Set("4")
+	}
+	defer built.remove()
+	return m.Run()
 }
 
 // Node is the engine of another process, as net/rpc sees it.
@@ -47,6 +60,7 @@ type Node struct {
 	before  goleak.Option // the goroutines there were before the engine
 	engine  engine.Engine
 	devices map[string]engine.Device
+	relay   *relay
 }
 
 // Args are the arguments of all methods of Node.
@@ -66,6 +80,9 @@ type Args struct {
 	Addr      netip.AddrPort
 	Fresh     bool
 	Plain     bool // no offloads
+	Size      int
+	Delay     time.Duration
+	Drop      drops
 }
 
 // Session is an engine.Session that can be sent, secrets included.
@@ -155,6 +172,10 @@ func (n *Node) SetDirection(a Args, _ *struct{}) error {
 
 func (n *Node) SetRates(a Args, _ *struct{}) error {
 	return n.devices[a.Device].SetRates(a.ID, a.Rx, a.Tx)
+}
+
+func (n *Node) SetPresharedKey(a Args, _ *struct{}) error {
+	return n.devices[a.Device].SetPresharedKey(a.ID, secret.New(a.Session.PSK))
 }
 
 func (n *Node) SetEndpoint(a Args, _ *struct{}) error {
@@ -458,7 +479,10 @@ func pair(node, gateway *process, dev string, n int, to string, options ...func(
 // ofEach runs a test with each kind of engine.
 func ofEach(t *testing.T, test func(t *testing.T, kind string)) {
 	for _, kind := range []string{"native", "reference"} {
-		t.Run(kind, func(t *testing.T) { test(t, kind) })
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			test(t, kind)
+		})
 	}
 }
 
@@ -468,7 +492,10 @@ type kinds struct{ node, gateway string }
 // each runs a test with all the engines that the two ends can have.
 func each(t *testing.T, test func(t *testing.T, k kinds)) {
 	for _, k := range []kinds{{"native", "native"}, {"native", "reference"}, {"reference", "native"}, {"reference", "reference"}} {
-		t.Run(k.node+" to "+k.gateway, func(t *testing.T) { test(t, k) })
+		t.Run(k.node+" to "+k.gateway, func(t *testing.T) {
+			t.Parallel()
+			test(t, k)
+		})
 	}
 }
 

@@ -8,8 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +37,7 @@ func TestStream(t *testing.T) {
 		{"larger than the wire's", kinds{"native", "native"}, [2]bool{}, 1500, "192.0.2.2", "10.1.0.2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			ha, hb := newHost(t), newHost(t)
 			wire(ha, hb, "wire", "192.0.2.", "2001:db8::")
 			if c.mtu > 1500 {
@@ -53,7 +52,7 @@ func TestStream(t *testing.T) {
 			pair(node, gateway, "tnl0", 1, to.String(), func(a, b *end) { a.mtu, b.mtu = c.mtu, c.mtu })
 			gateway.call("Mirror", Args{})
 			var sums [2]string
-			if err := node.client.Call("Node.Stream", Args{Addr: netip.AddrPortFrom(netip.MustParseAddr(c.to), mirrorPort)}, &sums); err != nil {
+			if err := node.client.Call("Node.Stream", Args{Addr: netip.AddrPortFrom(netip.MustParseAddr(c.to), mirrorPort), Size: streamSize}, &sums); err != nil {
 				t.Fatal(err)
 			}
 			if sums[0] != sums[1] {
@@ -72,8 +71,8 @@ func (n *Node) Mirror(Args, *struct{}) error {
 		return err
 	}
 	go func() {
-		defer l.Close()
 		c, err := l.Accept()
+		l.Close()
 		if err != nil {
 			return
 		}
@@ -83,7 +82,7 @@ func (n *Node) Mirror(Args, *struct{}) error {
 	return nil
 }
 
-// Stream sends streamSize octets and reads them back; sums are of both.
+// Stream sends a.Size octets and reads them back; sums are of both.
 func (n *Node) Stream(a Args, sums *[2]string) error {
 	c, err := net.DialTimeout("tcp", a.Addr.String(), 10*time.Second)
 	if err != nil {
@@ -94,10 +93,10 @@ func (n *Node) Stream(a Args, sums *[2]string) error {
 	out, in := sha256.New(), sha256.New()
 	failed := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(io.MultiWriter(c, out), io.LimitReader(rand.NewChaCha8([32]byte{1}), streamSize))
+		_, err := io.Copy(io.MultiWriter(c, out), io.LimitReader(rand.NewChaCha8([32]byte{1}), int64(a.Size)))
 		failed <- err
 	}()
-	_, err = io.CopyN(in, c, streamSize)
+	_, err = io.CopyN(in, c, int64(a.Size))
 	if err := <-failed; err != nil {
 		return err
 	}
@@ -105,33 +104,9 @@ func (n *Node) Stream(a Args, sums *[2]string) error {
 	return err
 }
 
-// TestCongestionMarks marks packets outside, on the wire, and looks for the
-// mark inside.
-func TestCongestionMarks(t *testing.T) {
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Fatal("nft is missing: apt-get install -y --no-install-recommends nftables")
-	}
-	node, gateway := hosts(t, kinds{"native", "native"})
-	pair(node, gateway, "tnl0", 1, "192.0.2.2:443")
-	if got := node.ping("10.1.0.2", 3, "-Q", "0x2"); got != 3 { // ECT(0)
-		t.Fatalf("ping: %d answers, want 3", got)
-	}
-	node.run("nft", "add table ip t; add chain ip t o { type filter hook output priority 0 ; }; add rule ip t o udp dport 443 ip ecn ect0 counter ip ecn set ce; add rule ip t o udp dport 443 ip dscp != 0 counter drop")
-	gateway.run("nft", "add table ip t; add chain ip t i { type filter hook input priority 0 ; }; add rule ip t i iifname tnl0 ip ecn ce counter")
-	if got := node.ping("10.1.0.2", 3, "-Q", "0xba"); got != 3 { // with a DSCP, which stays inside
-		t.Errorf("ping with marks: %d answers, want 3", got)
-	}
-	if out := gateway.run("nft", "list table ip t"); !strings.Contains(out, "ecn ce counter packets 3") {
-		t.Errorf("packets marked inside:\n%s\nwant 3", out)
-	}
-	// Outside they need not be three: what is sent at once is one packet there.
-	if out := node.run("nft", "list table ip t"); strings.Contains(out, "ecn ect0 counter packets 0") {
-		t.Errorf("packets capable of marks outside:\n%s\nwant some", out)
-	}
-}
-
 // TestPacketsWait has a session whose peer is nowhere yet: packets wait for the handshake.
 func TestPacketsWait(t *testing.T) {
+	t.Parallel()
 	node, gateway := hosts(t, kinds{"native", "native"})
 	a, b := pair(node, gateway, "tnl0", 1, "192.0.2.2:443", func(a, _ *end) { a.session.Endpoint = netip.AddrPort{} })
 	done := make(chan int)
