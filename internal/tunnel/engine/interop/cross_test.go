@@ -35,7 +35,7 @@ func testForeignBesideAFlood(t *testing.T, far far) {
 		return cookies()
 	})
 	f.ours.await("a handshake through the flood", func(s engine.Stats) bool { return !s.LastHandshake.IsZero() })
-	if got := f.ping("10.1.0.1", 5); got != 5 {
+	if got := f.ping("10.1.0.1", 5, "-W", "5", "-i", "5"); got != 5 {
 		t.Errorf("ping beside the flood: %d answers, want 5", got)
 	}
 }
@@ -60,7 +60,7 @@ func (n *Node) Besiege(a Args, _ *struct{}) error {
 	go func() {
 		defer c.Close()
 		for tick := time.NewTicker(20 * time.Millisecond); ; <-tick.C {
-			for range 512 {
+			for range 256 {
 				c.Write(message) // what is refused is one less
 			}
 		}
