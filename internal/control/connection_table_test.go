@@ -603,7 +603,7 @@ func (p *pair) request(under *side, id uint32) *wire.ICRQ {
 	key, public := newKey(p.t)
 	q := &wire.ICRQ{LocalID: id, Serial: 9, PWType: wire.PWTypeWireGuard, RemoteEnd: "lab", PublicKey: public}
 	if l := under.m.cur; l != nil {
-		shared, err := agree(key, l.shareOut)
+		shared, err := key.X25519(l.shareOut)
 		if err != nil {
 			p.t.Fatal(err)
 		}

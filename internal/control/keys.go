@@ -1,12 +1,10 @@
 package control
 
 import (
-	"crypto/ecdh"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 
 	"tunneld/internal/control/wire"
 	"tunneld/internal/secret"
@@ -74,24 +72,6 @@ func keyProof(shared []byte, role Role, binding []byte, ids [2]uint32, public [3
 	h.Write(public[:])
 	h.Write(about)
 	return [32]byte(h.Sum(nil))
-}
-
-// agree is X25519 (RFC 7748, section 6.1); a result of all zeroes is an error.
-func agree(private secret.Value, public [32]byte) ([]byte, error) {
-	priv, err := ecdh.X25519().NewPrivateKey(private.Reveal())
-	if err != nil {
-		return nil, fmt.Errorf("private key: %w", err)
-	}
-	return agreeWith(priv, public)
-}
-
-// agreeWith is agree with a key that was read before.
-func agreeWith(priv *ecdh.PrivateKey, public [32]byte) ([]byte, error) {
-	pub, err := ecdh.X25519().NewPublicKey(public[:])
-	if err != nil {
-		return nil, fmt.Errorf("public key: %w", err)
-	}
-	return priv.ECDH(pub)
 }
 
 // presharedKey is PSK(0) of a session, or that of the epoch in which it is

@@ -58,8 +58,8 @@ func TestLowOrderKeys(t *testing.T) {
 	private, _ := newKey(t)
 	one := [32]byte{1}
 	for _, public := range [][32]byte{{}, one} {
-		if shared, err := agree(private, public); err == nil {
-			t.Errorf("agree(_, %x) = %x, want an error", public, shared)
+		if shared, err := private.X25519(public); err == nil {
+			t.Errorf("X25519(%x) = %x, want an error", public, shared)
 		}
 	}
 	p := newPair(t)

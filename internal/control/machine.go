@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tunneld/internal/control/wire"
+	"tunneld/internal/secret"
 	"tunneld/internal/session"
 )
 
@@ -101,8 +102,8 @@ type Machine struct {
 type link struct {
 	id        TransportID
 	b         Binding
-	binding   []byte           // the exporter value that proofs cover
-	share     *ecdh.PrivateKey // ready for use: to read a key is half of what its use costs
+	binding   []byte // the exporter value that proofs cover
+	share     secret.Value
 	shareOut  [32]byte
 	shareIn   [32]byte
 	spread    time.Duration  // an initiator's: as its peer told it
@@ -599,6 +600,6 @@ func (m *Machine) newLink(ev Attached) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key share: %w", err)
 	}
-	l.share, l.shareOut = priv, [32]byte(priv.PublicKey().Bytes())
+	l.share, l.shareOut = secret.OfX25519(priv), [32]byte(priv.PublicKey().Bytes())
 	return l, nil
 }

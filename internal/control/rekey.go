@@ -248,7 +248,7 @@ func (m *Machine) encapsulate(s *Session, q *wire.KeyRequest) (*exchange, secret
 	if err != nil {
 		return fail(err)
 	}
-	classic, err := agree(secret.New(raw), q.KeyShare)
+	classic, err := secret.OfX25519(private).X25519(q.KeyShare)
 	if err != nil {
 		return fail(err)
 	}
@@ -309,7 +309,7 @@ func decapsulate(s *Session, r *wire.KeyReply) (secret.Value, error) {
 	if err != nil {
 		return secret.Value{}, err
 	}
-	classic, err := agree(secret.New(private.Bytes()), r.KeyShare)
+	classic, err := secret.OfX25519(private).X25519(r.KeyShare)
 	if err != nil {
 		return secret.Value{}, errors.New("the gateway's key share is no good")
 	}

@@ -90,7 +90,7 @@ func (m *Machine) openSession(ev OpenSession) {
 		refuse(fmt.Sprintf("%d sessions in this control connection already", len(m.sessions)))
 		return
 	}
-	shared, err := agree(ev.PrivateKey, m.cur.shareIn)
+	shared, err := ev.PrivateKey.X25519(m.cur.shareIn)
 	if err != nil {
 		refuse(err.Error())
 		return
@@ -130,7 +130,7 @@ func (m *Machine) icrq(q *wire.ICRQ) {
 		refuse(wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CauseBusy})
 		return
 	}
-	shared, err := agreeWith(m.cur.share, q.PublicKey)
+	shared, err := m.cur.share.X25519(q.PublicKey)
 	if err == nil && !macEqual(q.KeyProof, keyProof(shared, Initiator, m.cur.binding, [2]uint32{q.LocalID, 0}, q.PublicKey, []byte(q.RemoteEnd))) {
 		err = errors.New("key proof does not hold")
 	}
@@ -208,7 +208,7 @@ func (m *Machine) setUp(ev SetUp) {
 
 // reply sends ICRP with the gateway's proof of its key.
 func (m *Machine) reply(s *Session) {
-	shared, err := agree(s.PrivateKey, m.cur.shareIn)
+	shared, err := s.PrivateKey.X25519(m.cur.shareIn)
 	s.PrivateKey = secret.Value{} // it is the network's, and kept there
 	if err != nil {
 		m.remove(s)
@@ -253,7 +253,7 @@ func (m *Machine) icrp(r *wire.ICRP) {
 
 // takeGrant verifies the gateway's key and copies what it gives.
 func (m *Machine) takeGrant(s *Session, r *wire.ICRP) error {
-	shared, err := agreeWith(m.cur.share, r.PublicKey)
+	shared, err := m.cur.share.X25519(r.PublicKey)
 	if err != nil {
 		return err
 	}

@@ -210,11 +210,11 @@ func (m *Machine) rebuild(s *Session) {
 // claim makes the request for a session on the transport in use. Everything that
 // its answer is checked with is kept: that may come after a resume.
 func (m *Machine) claim(s *Session) (*wire.ICRQ, error) {
-	ours, err := agree(s.PrivateKey, m.cur.shareIn)
+	ours, err := s.PrivateKey.X25519(m.cur.shareIn)
 	if err != nil {
 		return nil, err
 	}
-	theirs, err := agreeWith(m.cur.share, s.PeerKey)
+	theirs, err := m.cur.share.X25519(s.PeerKey)
 	if err != nil {
 		return nil, err
 	}

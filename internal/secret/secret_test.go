@@ -2,6 +2,8 @@ package secret
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -45,5 +47,44 @@ func TestValueOwnsItsBytes(t *testing.T) {
 	w.Wipe()
 	if !bytes.Equal(v.Reveal(), make([]byte, 3)) {
 		t.Error("Wipe left a copy of the bytes")
+	}
+}
+
+func TestX25519(t *testing.T) {
+	one, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := one.ECDH(two.PublicKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := [32]byte(two.PublicKey().Bytes())
+	ready, read := OfX25519(one), New(one.Bytes())
+	for range 2 { // the second time with what was kept
+		for name, v := range map[string]Value{"ready": ready, "read": read} {
+			if got, err := v.X25519(public); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s: X25519 = %x, %v, want %x", name, got, err, want)
+			}
+		}
+	}
+	for name, v := range map[string]Value{"nothing": {}, "no key": New([]byte("short"))} {
+		if got, err := v.X25519(public); err == nil {
+			t.Errorf("%s: X25519 = %x, want an error", name, got)
+		}
+	}
+	if got, err := ready.X25519([32]byte{}); err == nil {
+		t.Errorf("X25519 with a key of zeroes = %x, want an error", got)
+	}
+	ready.Wipe()
+	if got, err := ready.X25519(public); err != nil || bytes.Equal(got, want) {
+		t.Errorf("after Wipe X25519 = %x, %v, want that of another key", got, err)
+	}
+	if n := testing.AllocsPerRun(10, func() { read.X25519(public) }); n > 3 { // a public key and what is shared; a private key takes more
+		t.Errorf("X25519 allocates %v times: is the key read each time?", n)
 	}
 }

@@ -19,5 +19,5 @@ func keyPair(raw []byte) (private secret.Value, public [32]byte, err error) {
 	if err != nil {
 		return secret.Value{}, public, err
 	}
-	return secret.New(key.Bytes()), [32]byte(key.PublicKey().Bytes()), nil
+	return secret.OfX25519(key), [32]byte(key.PublicKey().Bytes()), nil
 }

@@ -163,7 +163,7 @@ func (n *node) open(ctx context.Context, conn *control.Conn) error {
 		return err
 	}
 	return conn.Do(ctx, control.OpenSession{
-		Network: n.network, Label: n.network, Serial: 1, PrivateKey: secret.New(key.Bytes()), PublicKey: [32]byte(key.PublicKey().Bytes()),
+		Network: n.network, Label: n.network, Serial: 1, PrivateKey: secret.OfX25519(key), PublicKey: [32]byte(key.PublicKey().Bytes()),
 	})
 }
 
