@@ -3,12 +3,19 @@ package native
 import (
 	"errors"
 	"fmt"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// pauseMillis is how long a thread waits after an error.
-const pauseMillis = 50
+const (
+	// pauseMillis is how long a thread waits after an error.
+	pauseMillis = 50
+	// lingerTime is how long a thread waits as one that the runtime takes to be
+	// busy, before it waits as one that may be gone for long.
+	lingerTime = 5 * time.Millisecond
+)
 
 // A bell wakes every thread that waits with it, for good: once rung it stays
 // so.
@@ -40,13 +47,31 @@ func newWaiter(fd int, b *bell) *waiter {
 }
 
 // wait returns false when the bell has rung.
+//
+// The runtime takes the processor of a thread that waits in a system call, and
+// wakes its monitor when the thread comes back and wants one: that is a futex
+// call and, for the next milliseconds, a thread that wakes every 20 µs. So the
+// first lingerTime, in which the next packet of a stream mostly comes, is spent
+// in a call that the runtime does not know of.
 func (w *waiter) wait() bool {
+	if w.linger(lingerTime) {
+		return w.fds[1].Revents == 0
+	}
 	for {
 		_, err := unix.Poll(w.fds[:], -1)
 		if err == nil || !errors.Is(err, unix.EINTR) {
 			return w.fds[1].Revents == 0
 		}
 	}
+}
+
+// linger waits for so long and reports whether something has come. A runtime
+// that wants to stop the world, or this thread after it has run for long, sends
+// it a signal, which ends the wait.
+func (w *waiter) linger(d time.Duration) bool {
+	t := unix.NsecToTimespec(int64(d))
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds)), uintptr(len(w.fds)), uintptr(unsafe.Pointer(&t)), 0, 0, 0)
+	return errno == 0 && n > 0
 }
 
 // rung reports whether the bell has rung, for a thread that has no time to wait.
