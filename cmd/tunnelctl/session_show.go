@@ -55,6 +55,7 @@ var verbs = map[string]string{
 	"session-changed":     "changed",
 	"change-refused":      "not changed",
 	"session-rebuilt":     "rebuilt",
+	"routes-changed":      "has other routes",
 	"session-held":        "held by suspend",
 	"session-released":    "released by resume",
 	"quarantine-lifted":   "let out of quarantine",
@@ -118,6 +119,7 @@ func (c *cli) detailRows(d api.SessionDetail) (rows [][]string) {
 		add("quarantined", "nothing passes; `tunnelctl session release` lets it out")
 	}
 	add("expires", stamp(d.ExpiresAt))
+	add("lifetime", lifetimeOf(d.LifetimeMillis, d.Refresher, d.RefreshAt))
 	if d.Checkpoint != nil {
 		add("checkpoint", strconv.FormatUint(*d.Checkpoint, 10))
 	}

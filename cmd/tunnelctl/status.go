@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -104,9 +105,18 @@ func (c *cli) tunnelRows(t api.Tunnel) (rows [][]string) {
 	add("refused routes", list(t.RefusedRoutes))
 	add("advertises", list(t.Advertise))
 	add("expires", stamp(t.ExpiresAt))
+	add("lifetime", lifetimeOf(t.LifetimeMillis, t.Refresher, t.RefreshAt))
 	add("leaves", leavingOf(t.Leaving))
 	add("last error", word(t.LastError))
 	return rows
+}
+
+// lifetimeOf tells of the lifetime that both ends agreed on.
+func lifetimeOf(ms *int64, refresher *string, at *time.Time) string {
+	if ms == nil {
+		return ""
+	}
+	return fmt.Sprintf("%v, refreshed by the %s, next until %s", time.Duration(*ms)*time.Millisecond, word(refresher), stamp(at))
 }
 
 // leavingOf tells what is done about a gateway that is about to go.

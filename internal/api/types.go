@@ -128,6 +128,11 @@ type Tunnel struct {
 	// moves it.
 	ExpiresAt *time.Time `json:"expires_at"`
 	Held      bool       `json:"held"` // by `suspend`, until `resume`
+	// The lifetime that both ends agreed on, who of "node" and "gateway" refreshes
+	// it and when that is due; null where there is none.
+	LifetimeMillis *int64     `json:"lifetime_ms"`
+	Refresher      *string    `json:"refresher"`
+	RefreshAt      *time.Time `json:"refresh_at"`
 	// Leaving is what this node does about a gateway that is about to go; null
 	// when it stays.
 	Leaving *Leaving `json:"leaving"`
@@ -207,6 +212,10 @@ type Session struct {
 	Since           *time.Time   `json:"since"`
 	ExpiresAt       *time.Time   `json:"expires_at"`
 	Quarantined     bool         `json:"quarantined"` // nothing passes until `session release`, or until the book of nodes is back
+
+	LifetimeMillis *int64     `json:"lifetime_ms"` // as of a Tunnel, with the two below
+	Refresher      *string    `json:"refresher"`
+	RefreshAt      *time.Time `json:"refresh_at"`
 }
 
 // SessionDetail is `session show`: the session and its story, oldest first.

@@ -91,6 +91,12 @@ type Timers struct {
 	Reauth   time.Duration // since the node proved last who it is
 
 	Extend time.Duration // how much longer than Absolute a session may live, in all, if its node asks for that; zero: not at all
+
+	// What is agreed with nodes of how long a session lives after it was
+	// refreshed last.
+	Lifetime    time.Duration // at most, and for nodes that ask for none; zero: what the node asks for
+	MinLifetime time.Duration // at least; zero: anything
+	Refresher   string        // "node" or "gateway", where the node names none
 }
 
 // Tunnel is what a node dials.
@@ -102,7 +108,16 @@ type Tunnel struct {
 	Auto         bool     // start with the daemon; default true
 	Advertise    []netip.Prefix
 	AcceptRoutes []netip.Prefix // nil: the pools and nothing else
+
+	Lifetime  time.Duration // to ask for, between two refreshes; zero: the network's
+	Refresher string        // "node" or "gateway"; empty: the network's
 }
+
+// The refreshers of sessions.
+const (
+	RefresherNode    = "node"
+	RefresherGateway = "gateway"
+)
 
 // Data is the data plane.
 type Data struct {
@@ -129,7 +144,7 @@ func DefaultGateway() Gateway { return Gateway{Listen: ":443"} }
 
 // DefaultTimers returns the defaults of [network.timers].
 func DefaultTimers() Timers {
-	return Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute}
+	return Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute, Refresher: RefresherNode}
 }
 
 // Load reads and parses the file at path.
@@ -224,6 +239,9 @@ func network(t *table) Network {
 		t.duration("absolute", &n.Timers.Absolute)
 		t.duration("reauth", &n.Timers.Reauth)
 		t.duration("extend", &n.Timers.Extend)
+		t.duration("lifetime", &n.Timers.Lifetime)
+		t.duration("min_lifetime", &n.Timers.MinLifetime)
+		t.text("refresher", &n.Timers.Refresher)
 		t.end()
 	}
 	t.end()
@@ -240,6 +258,8 @@ func tunnel(t *table) Tunnel {
 	t.boolean("auto", &n.Auto)
 	t.prefixes("advertise", &n.Advertise)
 	t.prefixes("accept_routes", &n.AcceptRoutes)
+	t.duration("lifetime", &n.Lifetime)
+	t.text("refresher", &n.Refresher)
 	t.end()
 	return n
 }
@@ -250,8 +270,8 @@ var sections = map[string][]string{
 	"[node]":           {"name", "state_dir", "socket"},
 	"[gateway]":        {"listen", "public", "ticket_dir", "drain_on_stop"},
 	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "rate_up", "rate_down", "direction", "timers"},
-	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend"},
-	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes"},
+	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend", "lifetime", "min_lifetime", "refresher"},
+	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes", "lifetime", "refresher"},
 	"[data]":           {"engine", "mtu", "rekey", "redial", "allow_swap"},
 }
 

@@ -76,7 +76,7 @@ gateways = ["192.0.2.1:443"]
 		Networks: []Network{{
 			Name:  "office",
 			Pools: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, Direction: "duplex",
-			Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute},
+			Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute, Refresher: RefresherNode},
 		}},
 		Tunnels: []Tunnel{{Name: "home", Gateways: []string{"192.0.2.1:443"}, Network: "home", Auto: true}},
 		Data:    Data{Engine: "native", MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
@@ -106,7 +106,8 @@ func TestEveryKey(t *testing.T) {
 			{
 				Name: "office", Pools: prefixes("10.77.0.0/16", "fd77::/64"), Routes: prefixes("10.20.0.0/16", "0.0.0.0/0"),
 				Interface: "tun-office", Masquerade: true, RateUp: 2_000_000, RateDown: 1_500_000, Direction: "up",
-				Timers: Timers{Hello: 500 * time.Millisecond, Misses: 4, Grace: time.Hour, Cooloff: time.Minute, Idle: 30 * time.Minute, Absolute: 12 * time.Hour, Reauth: 15 * time.Minute},
+				Timers: Timers{Hello: 500 * time.Millisecond, Misses: 4, Grace: time.Hour, Cooloff: time.Minute, Idle: 30 * time.Minute, Absolute: 12 * time.Hour, Reauth: 15 * time.Minute,
+					Lifetime: time.Hour, MinLifetime: 90 * time.Second, Refresher: RefresherGateway},
 			},
 			{Name: "lab", Pools: prefixes("10.78.0.0/24"), Direction: "duplex", Timers: DefaultTimers()},
 		},
@@ -114,6 +115,7 @@ func TestEveryKey(t *testing.T) {
 			{
 				Name: "home", Gateways: []string{"a.example:443", "192.0.2.9:8443"}, Network: "main", Interface: "tnl7",
 				Advertise: prefixes("10.30.0.0/16"), AcceptRoutes: prefixes("0.0.0.0/0", "::/0"),
+				Lifetime: 10 * time.Minute, Refresher: RefresherNode,
 			},
 			{Name: "none", Gateways: []string{"[2001:db8::2]:443"}, Network: "none", Auto: true, AcceptRoutes: []netip.Prefix{}},
 		},

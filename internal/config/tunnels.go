@@ -158,6 +158,12 @@ func FormatTunnel(t Tunnel) []byte {
 	if t.AcceptRoutes != nil {
 		line("accept_routes", list(texts(t.AcceptRoutes)))
 	}
+	if t.Lifetime > 0 {
+		line("lifetime", quote(t.Lifetime.String()))
+	}
+	if t.Refresher != "" {
+		line("refresher", quote(t.Refresher))
+	}
 	return []byte(b.String())
 }
 

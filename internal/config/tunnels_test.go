@@ -9,12 +9,14 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 var office = Tunnel{
 	Name: "office", Gateways: []string{"vpn.example.com:443"}, Network: "main", Interface: "tnl3", Auto: true,
 	Advertise:    []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
 	AcceptRoutes: []netip.Prefix{netip.MustParsePrefix("::/0")},
+	Lifetime:     90 * time.Second, Refresher: RefresherGateway,
 }
 
 func TestTunnelFiles(t *testing.T) {
@@ -57,6 +59,8 @@ interface = "tnl3"
 auto = true
 advertise = ["10.20.0.0/16"]
 accept_routes = ["::/0"]
+lifetime = "1m30s"
+refresher = "gateway"
 `
 	if got := string(FormatTunnel(office)); got != want {
 		t.Errorf("FormatTunnel = %s, want %s", got, want)

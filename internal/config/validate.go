@@ -300,21 +300,39 @@ func (d *decoder) lifetimes(path string, t Timers) {
 	for _, l := range []struct {
 		key string
 		v   time.Duration
-	}{{"idle", t.Idle}, {"absolute", t.Absolute}, {"reauth", t.Reauth}, {"extend", t.Extend}} {
-		here := join(path, l.key)
-		switch {
-		case l.v == 0: // none
-		case l.v > 0 && l.v%time.Second != 0:
-			d.problem(here, "%s is no whole number of seconds: write \"%s\"", short(l.v), short(max(time.Second, l.v.Round(time.Second))))
-		default:
-			d.between(here, l.v, time.Second, 366*24*time.Hour)
-		}
+	}{
+		{"idle", t.Idle}, {"absolute", t.Absolute}, {"reauth", t.Reauth}, {"extend", t.Extend},
+		{"lifetime", t.Lifetime}, {"min_lifetime", t.MinLifetime},
+	} {
+		d.seconds(join(path, l.key), l.v)
 	}
+	if t.Lifetime > 0 && t.MinLifetime > t.Lifetime {
+		d.problem(join(path, "min_lifetime"), "%s is longer than lifetime, %s: no session could have both; write at most \"%s\", or remove a key", short(t.MinLifetime), short(t.Lifetime), short(t.Lifetime))
+	}
+	d.refresher(join(path, "refresher"), t.Refresher)
 	if t.Extend > 0 && t.Absolute == 0 {
 		d.problem(join(path, "extend"), "without absolute nothing ends a session at a fixed time, so there is nothing to extend: write absolute, or remove the key")
 	}
 	if t.Reauth > 0 && t.Absolute > 0 && t.Reauth >= t.Absolute {
 		d.problem(join(path, "reauth"), "%s is no shorter than absolute, %s: the session ends before anybody has to prove anything again; write less, or remove the key", short(t.Reauth), short(t.Absolute))
+	}
+}
+
+// seconds checks what is told to the other end in whole seconds; zero: nothing is.
+func (d *decoder) seconds(path string, v time.Duration) {
+	switch {
+	case v == 0:
+	case v > 0 && v%time.Second != 0:
+		d.problem(path, "%s is no whole number of seconds: write \"%s\"", short(v), short(max(time.Second, v.Round(time.Second))))
+	default:
+		d.between(path, v, time.Second, 366*24*time.Hour)
+	}
+}
+
+// refresher checks who is to refresh sessions; empty: nobody is named.
+func (d *decoder) refresher(path, name string) {
+	if name != "" && name != RefresherNode && name != RefresherGateway {
+		d.problem(path, "%q is no end of a session: write %q or %q, or remove the key", name, RefresherNode, RefresherGateway)
 	}
 }
 
@@ -357,6 +375,8 @@ func (d *decoder) tunnel(path string, t *Tunnel, names, interfaces seen, pools [
 	d.prefixes(join(path, "accept_routes"), t.AcceptRoutes)
 	d.prefixes(join(path, "advertise"), t.Advertise)
 	d.advertise(join(path, "advertise"), t.Advertise, pools)
+	d.seconds(join(path, "lifetime"), t.Lifetime)
+	d.refresher(join(path, "refresher"), t.Refresher)
 }
 
 func (d *decoder) advertise(path string, prefixes []netip.Prefix, pools []placed) {

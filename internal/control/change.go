@@ -16,6 +16,8 @@ import (
 //
 //	none ──OfferChange, ExtendSession/CHO──► open ──CHA──► none, the terms hold
 //	                                         open ──CHA with a result──► none, nothing has changed
+//
+// A refresh is an offer, too: refresh.go.
 
 // Terms are what of a session's grant may change while it lives. Zero: it stays.
 type Terms struct {
@@ -23,14 +25,18 @@ type Terms struct {
 	Peers     []netip.Addr // the gateway's, beside Addresses
 	MTU       uint16
 	Timers    wire.Timers
+	HasRoutes bool           `json:",omitempty"` // Routes, also when empty, are among them
+	Routes    []netip.Prefix `json:",omitempty"`
 }
 
 // An Offer is one that is not answered. Terms are a responder's, Left is an
-// initiator's: what it asks to be left of the session's life.
+// initiator's: what it asks to be left of the session's life. Expires is a
+// refresher's. Only one of the three is there.
 type Offer struct {
 	RequestID session.ID
 	Terms
-	Left time.Duration `json:",omitempty"`
+	Left    time.Duration `json:",omitempty"`
+	Expires wire.Expires  `json:",omitzero"`
 }
 
 // OfferChange, at a responder, offers other terms of the session of this local
@@ -79,6 +85,7 @@ type (
 	// TermsChanged: the session has the terms that were offered.
 	TermsChanged struct {
 		Session   Session
+		Terms     Terms
 		RequestID session.ID
 	}
 	// SessionExtended: the session may live longer.
@@ -115,6 +122,9 @@ type ChangeHandler interface {
 	Change(Session) *wire.Result
 	// Extend decides about AskExtend.
 	Extend(AskExtend) Extended
+	// Refresh decides about AskRefresh, which the end is asked that does not
+	// refresh the session.
+	Refresh(AskRefresh) Agreed
 }
 
 // askChange answers AskChange with what the handler says.
@@ -150,16 +160,47 @@ func (s Session) with(t Terms) Session {
 	if t.Timers != (wire.Timers{}) {
 		s.Timers = t.Timers
 	}
+	if t.HasRoutes {
+		s.Routes = t.Routes
+	}
 	return s
 }
 
-// offerChange sends CHO with a gateway's terms.
+// offerChange sends CHO with a gateway's terms. Routes are offered to a peer that
+// is known to read them there, so not without a transport.
 func (m *Machine) offerChange(ev OfferChange) {
-	if s := m.byLocal(ev.LocalID); s != nil && m.cfg.Role == Responder {
-		m.offer(s, Offer{RequestID: m.requestID(ev.RequestID), Terms: ev.Terms}, &wire.ChangeOffer{
-			Addresses: ev.Addresses, Peers: ev.Peers, MTU: ev.MTU, Timers: ev.Timers,
+	s := m.byLocal(ev.LocalID)
+	if s == nil || m.cfg.Role != Responder {
+		return
+	}
+	o := Offer{RequestID: m.requestID(ev.RequestID), Terms: ev.Terms}
+	switch {
+	case ev.HasRoutes && m.cur == nil:
+		m.notNow(s, o)
+	case ev.HasRoutes && m.peerCapabilities&CapOffers == 0:
+		m.tellRoutes(s, o)
+	default:
+		m.offer(s, o, &wire.ChangeOffer{
+			Addresses: ev.Addresses, Peers: ev.Peers, MTU: ev.MTU, Timers: ev.Timers, HasRoutes: ev.HasRoutes, Routes: ev.Routes,
 		})
 	}
+}
+
+// tellRoutes gives routes to a node of the release before, which takes them
+// without a word.
+func (m *Machine) tellRoutes(s *Session, o Offer) {
+	if s.State != session.Established {
+		m.notNow(s, o)
+		return
+	}
+	s.Routes = o.Routes
+	m.send(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: o.Routes, RequestID: o.RequestID})
+	m.do(TermsChanged{*s, o.Terms, o.RequestID})
+}
+
+// notNow refuses to make an offer of ours.
+func (m *Machine) notNow(s *Session, o Offer) {
+	m.do(ChangeRefused{m.view(s), o, wire.Result{Code: wire.CDNNoFacilities, Cause: wire.CauseChanging}, false})
 }
 
 // extendSession sends CHO with a node's wish.
@@ -171,7 +212,7 @@ func (m *Machine) extendSession(ev ExtendSession) {
 
 func (m *Machine) offer(s *Session, o Offer, msg *wire.ChangeOffer) {
 	if s.State != session.Established || s.Offer != nil {
-		m.do(ChangeRefused{m.view(s), o, wire.Result{Code: wire.CDNNoFacilities, Cause: wire.CauseChanging}, false})
+		m.notNow(s, o)
 		return
 	}
 	s.Offer = &o
@@ -187,9 +228,12 @@ func (m *Machine) changeOffer(c *wire.ChangeOffer) {
 	case s == nil: // ended meanwhile
 	case s.State != session.Established:
 		m.disconnect(s, wire.Result{Code: wire.CDNFSMError, Text: fmt.Sprintf("CHO in state %v", s.State)})
-	case (m.cfg.Role == Responder) != (c.Lifetime != nil) || c.Lifetime != nil && termsOf(c).any():
-		m.answerChange(s, c.RequestID, nil, &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseToken})
-	case m.cfg.Role == Responder:
+	case !m.mayOffer(s, c):
+		m.answerChange(s, &wire.ChangeAnswer{RequestID: c.RequestID, Result: &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseToken}})
+	case c.Expires != nil:
+		m.changing = c
+		m.ask(AskRefresh{*s, *c.Expires})
+	case c.Lifetime != nil:
 		m.changing = c
 		m.ask(AskExtend{*s, c.Lifetime.Absolute})
 	default:
@@ -198,53 +242,90 @@ func (m *Machine) changeOffer(c *wire.ChangeOffer) {
 	}
 }
 
-// any reports whether there is a term at all.
-func (t Terms) any() bool {
-	return len(t.Addresses) > 0 || t.MTU != 0 || t.Timers != (wire.Timers{})
+// mayOffer reports whether what the peer offers is its to offer: a gateway's
+// terms, a node's longer life or a refresher's refresh, and nothing beside.
+func (m *Machine) mayOffer(s *Session, c *wire.ChangeOffer) bool {
+	terms := termsOf(c).Any()
+	switch {
+	case c.Expires != nil:
+		return !terms && c.Lifetime == nil && m.mayRefresh(s, *c.Expires)
+	case c.Lifetime != nil:
+		return !terms && m.cfg.Role == Responder
+	default:
+		return m.cfg.Role == Initiator
+	}
+}
+
+// Any reports whether there is a term at all.
+func (t Terms) Any() bool {
+	return len(t.Addresses) > 0 || t.MTU != 0 || t.Timers != (wire.Timers{}) || t.HasRoutes
 }
 
 func termsOf(c *wire.ChangeOffer) Terms {
-	return Terms{Addresses: c.Addresses, Peers: c.Peers, MTU: c.MTU, Timers: c.Timers}
+	return Terms{Addresses: c.Addresses, Peers: c.Peers, MTU: c.MTU, Timers: c.Timers, HasRoutes: c.HasRoutes, Routes: c.Routes}
 }
 
-// changed goes on with a gateway's offer after the node's decision.
+// changed goes on with a gateway's offer after the node's decision. One without
+// a name was told by SLI and gets no answer.
 func (m *Machine) changed(ev Changed) {
 	s, c := m.byLocal(ev.LocalID), m.changing
 	m.changing = nil
 	if s == nil || c == nil {
 		return
 	}
+	if ev.Refusal == nil {
+		*s = s.with(termsOf(c))
+		m.retime()
+	}
+	if c.LocalID != 0 {
+		m.answerChange(s, &wire.ChangeAnswer{RequestID: c.RequestID, Result: ev.Refusal})
+	}
 	if ev.Refusal != nil {
-		m.answerChange(s, c.RequestID, nil, ev.Refusal)
 		m.do(ChangeRefused{*s, Offer{RequestID: c.RequestID, Terms: termsOf(c)}, *ev.Refusal, false})
 		return
 	}
-	*s = s.with(termsOf(c))
-	m.retime()
-	m.answerChange(s, c.RequestID, nil, nil)
-	m.do(TermsChanged{*s, c.RequestID})
+	m.do(TermsChanged{*s, termsOf(c), c.RequestID})
+}
+
+// decided is what the handler has decided about; nil where there is nothing to go
+// on with: it has refused, which is answered here, or the session is gone.
+func (m *Machine) decided(id uint32, refusal *wire.Result) (*Session, *wire.ChangeOffer) {
+	s, c := m.byLocal(id), m.changing
+	m.changing = nil
+	if s == nil || c == nil {
+		return nil, nil
+	}
+	if refusal != nil {
+		m.answerChange(s, &wire.ChangeAnswer{RequestID: c.RequestID, Result: refusal})
+		return nil, nil
+	}
+	return s, c
 }
 
 // extended goes on with a node's wish after the gateway's decision.
 func (m *Machine) extended(ev Extended) {
-	s, c := m.byLocal(ev.LocalID), m.changing
-	m.changing = nil
-	if s == nil || c == nil {
-		return
-	}
-	if ev.Refusal != nil {
-		m.answerChange(s, c.RequestID, nil, ev.Refusal)
+	s, c := m.decided(ev.LocalID, ev.Refusal)
+	if s == nil {
 		return
 	}
 	s.Lifetime, s.Extended = ev.Lifetime.Whole(), ev.By
-	m.answerChange(s, c.RequestID, &ev.Lifetime, nil)
+	m.answerChange(s, &wire.ChangeAnswer{RequestID: c.RequestID, Lifetime: &ev.Lifetime})
 	m.do(SessionExtended{*s, c.RequestID})
 	m.ticketsDue(s)
 }
 
 // answerChange sends CHA.
-func (m *Machine) answerChange(s *Session, request session.ID, l *wire.Lifetime, res *wire.Result) {
-	m.send(&wire.ChangeAnswer{LocalID: s.LocalID, RemoteID: s.RemoteID, RequestID: request, Lifetime: l, Result: res})
+func (m *Machine) answerChange(s *Session, a *wire.ChangeAnswer) {
+	a.LocalID, a.RemoteID = s.LocalID, s.RemoteID
+	m.send(a)
+}
+
+// answeredBy reports whether a, which refuses nothing, says what o asked.
+func (o *Offer) answeredBy(a *wire.ChangeAnswer) bool {
+	if o.Expires.After > 0 {
+		return a.Lifetime == nil && a.Expires != nil && a.Expires.Agrees(o.Expires)
+	}
+	return a.Expires == nil && (o.Left > 0) == (a.Lifetime != nil)
 }
 
 // changeAnswer takes CHA: the terms of our offer hold, or nothing has changed.
@@ -253,7 +334,7 @@ func (m *Machine) changeAnswer(a *wire.ChangeAnswer) {
 	switch {
 	case s == nil: // ended meanwhile
 		return
-	case s.Offer == nil || s.Offer.RequestID != a.RequestID || a.Result == nil && (m.cfg.Role == Initiator) != (a.Lifetime != nil):
+	case s.Offer == nil || s.Offer.RequestID != a.RequestID || a.Result == nil && !s.Offer.answeredBy(a):
 		m.disconnect(s, wire.Result{Code: wire.CDNFSMError, Text: fmt.Sprintf("CHA in state %v that answers no offer", s.State)})
 		return
 	}
@@ -261,6 +342,8 @@ func (m *Machine) changeAnswer(a *wire.ChangeAnswer) {
 	s.Offer = nil
 	m.dirty = true
 	switch {
+	case o.Expires.After > 0:
+		m.refreshed(s, o, a)
 	case a.Result != nil:
 		m.do(ChangeRefused{*s, o, *a.Result, true})
 	case a.Lifetime != nil:
@@ -269,7 +352,7 @@ func (m *Machine) changeAnswer(a *wire.ChangeAnswer) {
 	default:
 		*s = s.with(o.Terms)
 		m.retime()
-		m.do(TermsChanged{*s, o.RequestID})
+		m.do(TermsChanged{*s, o.Terms, o.RequestID})
 		m.ticketsDue(s) // the one that the node has tells of the terms before
 	}
 }

@@ -60,7 +60,7 @@ func offerCut(role Role) func(*testing.T) *pair {
 	}
 }
 
-const changeEvents = "CHO CHO-extend CHO-both CHO-refused CHO-stranger CHA CHA-extend CHA-refused CHA-other CHA-stranger offer extend lost close"
+const changeEvents = "CHO CHO-routes CHO-extend CHO-refresh CHO-both CHO-refused CHO-stranger CHA CHA-extend CHA-refresh CHA-refused CHA-other CHA-stranger offer extend refresh lost close"
 
 func changeRows() (rows []row) {
 	add := func(role Role, situations, events, next, actions string) {
@@ -73,17 +73,19 @@ func changeRows() (rows []row) {
 	)
 	for _, r := range both {
 		add(r, "none open", "CHO-stranger CHA-stranger", "", acked)
-		add(r, "none open", "CHO-both", "", others) // nobody may change both
-		add(r, "none", "CHA CHA-extend CHA-refused CHA-other", "gone", wrong)
-		add(r, "open", "CHA-other", "gone", wrong)
+		add(r, "none open", "CHO-both", "", others)    // nobody may change both
+		add(r, "none open", "CHO-refresh", "", others) // the session has no lifetime
+		add(r, "none", "CHA CHA-extend CHA-refresh CHA-refused CHA-other", "gone", wrong)
+		add(r, "open", "CHA-other CHA-refresh", "gone", wrong)
+		add(r, "none open open-suspended", "refresh", "", nothing)
 		add(r, "open", "CHA-refused", "none", "arm:hello ChangeRefused/3.6 save send:ACK@1")
 		add(r, "none open", "close", "gone", "arm:hello SessionDown/3 save send:CDN/3@1")
 		add(r, "open-suspended", "close", "gone", "SessionDown/3 save")
 		add(r, "none open", "lost", "none>none-suspended open>open-suspended", lost+" save")
-		add(r, "open-suspended", "CHO CHO-extend CHO-both CHO-refused CHO-stranger CHA CHA-extend CHA-refused CHA-other CHA-stranger lost", "", nothing)
+		add(r, "open-suspended", "CHO CHO-routes CHO-extend CHO-refresh CHO-both CHO-refused CHO-stranger CHA CHA-extend CHA-refresh CHA-refused CHA-other CHA-stranger lost", "", nothing)
 	}
 	i := Initiator
-	add(i, "none open", "CHO", "", "arm:hello ask:change save send:CHA@1 TermsChanged")
+	add(i, "none open", "CHO CHO-routes", "", "arm:hello ask:change save send:CHA@1 TermsChanged")
 	add(i, "none open", "CHO-refused", "", "arm:hello ask:change save send:CHA/3.6@1 ChangeRefused/3.6")
 	add(i, "none open", "CHO-extend", "", others) // it is not the gateway's to ask for
 	add(i, "open", "CHA-extend", "none", "arm:hello SessionExtended save send:ACK@1")
@@ -93,7 +95,7 @@ func changeRows() (rows []row) {
 	add(i, "open open-suspended", "extend", "", "ChangeRefused/4.34")
 
 	g := Responder
-	add(g, "none open", "CHO CHO-refused", "", others)
+	add(g, "none open", "CHO CHO-routes CHO-refused", "", others)
 	add(g, "none open", "CHO-extend", "", "arm:hello ask:extend save send:CHA@1 SessionExtended")
 	add(g, "open", "CHA", "none", "arm:hello TermsChanged save send:ACK@1")
 	add(g, "open", "CHA-extend", "gone", wrong)
@@ -180,15 +182,19 @@ func (p *pair) happenToTerms(under *side, event string) {
 	case "lost":
 		under.step(Detached{1, time.Now(), errors.New("reset by peer")})
 		return
-	case "close", "offer", "extend":
+	case "close", "offer", "extend", "refresh":
 		p.locally(under, event)
 		return
 	case "CHO":
 		m := &wire.ChangeOffer{LocalID: s.RemoteID, RemoteID: s.LocalID, RequestID: session.NewID(), MTU: 1300}
 		msg = m
 		switch variant {
+		case "routes":
+			m.MTU, m.HasRoutes = 0, true
 		case "extend":
 			m.MTU, m.Lifetime = 0, hour
+		case "refresh":
+			m.MTU, m.Expires = 0, &wire.Expires{After: time.Hour, Refresher: other(under.m.cfg.Role).as()}
 		case "both":
 			m.Lifetime = hour
 		case "refused":
@@ -202,6 +208,8 @@ func (p *pair) happenToTerms(under *side, event string) {
 		switch variant {
 		case "extend":
 			m.Lifetime = hour
+		case "refresh":
+			m.Expires = &wire.Expires{After: time.Hour, Refresher: under.m.cfg.Role.as()}
 		case "refused":
 			m.Result = refused
 		case "other":
@@ -219,6 +227,7 @@ func TestChangeAfterAnAccidentAnywhere(t *testing.T) {
 	moved := Terms{
 		Addresses: []netip.Addr{netip.MustParseAddr("10.78.0.9")}, Peers: []netip.Addr{netip.MustParseAddr("10.78.0.1")},
 		MTU: 1300, Timers: wire.Timers{Hello: 5 * time.Second, Misses: 2, Grace: time.Hour},
+		HasRoutes: true, Routes: []netip.Prefix{netip.MustParsePrefix("10.78.0.0/24")},
 	}
 	for n := range 4 {
 		for _, accident := range []string{"cut", "node", "gateway"} {
@@ -239,7 +248,7 @@ func TestChangeAfterAnAccidentAnywhere(t *testing.T) {
 			p.carry(-1)
 			for _, s := range []*side{p.node, p.gateway} {
 				got := s.m.Sessions()[0]
-				if !slices.Equal(got.Addresses, moved.Addresses) || !slices.Equal(got.Peers, moved.Peers) || got.MTU != moved.MTU || got.Timers != moved.Timers || got.Offer != nil {
+				if !slices.Equal(got.Addresses, moved.Addresses) || !slices.Equal(got.Peers, moved.Peers) || got.MTU != moved.MTU || got.Timers != moved.Timers || !slices.Equal(got.Routes, moved.Routes) || got.Offer != nil {
 					t.Errorf("%s after %d messages, %s: %+v", accident, n, s.name, got)
 				}
 				if s.m.Timers() != moved.Timers {

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
@@ -26,7 +25,7 @@ func TestCheckpoints(t *testing.T) {
 	}
 	id := p.gateway.m.Sessions()[0].LocalID
 	for range 3 {
-		p.gateway.step(ChangeRoutes{LocalID: id, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+		p.gateway.step(news(id))
 	}
 	if got := serials(p); got != [2]uint64{6, 9} {
 		t.Errorf("with three messages under way the ends stand at %v, want 6 and 9", got)

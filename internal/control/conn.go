@@ -283,6 +283,8 @@ func (c *Conn) perform(actions []Action) (answer Event, err error) {
 			answer = c.askChange(a)
 		case AskExtend:
 			answer = c.askExtend(a)
+		case AskRefresh:
+			answer = c.askRefresh(a)
 		case AskTicket:
 			answer = c.askTicket(a)
 		default:

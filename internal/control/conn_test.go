@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -262,7 +261,7 @@ func TestConnHelloAfterSilenceOnly(t *testing.T) {
 		id := e.gateway.View().Sessions[0].LocalID
 		for range 10 {
 			time.Sleep(4 * time.Second)
-			if err := e.gateway.Do(t.Context(), ChangeRoutes{LocalID: id, Routes: []netip.Prefix{}}); err != nil {
+			if err := e.gateway.Do(t.Context(), news(id)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -459,7 +458,7 @@ func TestConnSaveFails(t *testing.T) {
 		e.open()
 		e.gateway.h.fail = errors.New("disk is full")
 		id := e.gateway.View().Sessions[0].LocalID
-		if err := e.gateway.Do(t.Context(), ChangeRoutes{LocalID: id, Routes: []netip.Prefix{}}); err != nil {
+		if err := e.gateway.Do(t.Context(), news(id)); err != nil {
 			t.Fatal(err)
 		}
 		e.want("suspended suspended", "suspended suspended")

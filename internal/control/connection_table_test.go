@@ -84,7 +84,7 @@ const (
 	anywhere = "HELLO ACK ICRQ ICRP ICCN CDN SLI WEN FSQ FSR CRQ CRP KRQ KRP KCN TKT DRN CHO CHA unknown malformed lost"
 	onCur    = "SCCRQ SCCRP SCCCN StopCCN ahead repeat false-ack other-header " + anywhere
 	onNew    = "SCCRQ SCCRQ-version SCCRQ-kind SCCRQ-denied SCCRP SCCRP-version SCCRP-header SCCRP-proof SCCCN SCCCN-header StopCCN-retry StopCCN-reconnect StopCCN-give-up " + anywhere
-	local    = "setup hello grace attach open close stop routes hold lifetime stamp trouble renew rekey confirm unconfirmed offer extend ticket rebuild drain save-failed authorized granted set-up signed armed changed extended ticketed"
+	local    = "setup hello grace attach open close stop routes hold lifetime stamp trouble renew rekey confirm unconfirmed offer extend ticket rebuild drain refresh save-failed authorized granted set-up signed armed changed extended agreed ticketed"
 )
 
 // on puts a prefix before each word.
@@ -133,7 +133,7 @@ var (
 	toInitiator  = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCCN new:SCCCN-header new:SCCRP-header"
 	toRequested  = strayInSetup + " new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN new:SCCCN-header"
 	toConnecting = strayInSetup + " new:SCCRQ new:SCCRQ-version new:SCCRQ-kind new:SCCRQ-denied new:SCCRP new:SCCRP-version new:SCCRP-header new:SCCRP-proof new:SCCCN-header"
-	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed changed extended ticketed ticket rebuild confirm unconfirmed" // means nothing in any state
+	elsewhere    = "gone:HELLO gone:malformed gone:lost authorized granted set-up signed armed changed extended agreed ticketed ticket rebuild confirm unconfirmed refresh" // means nothing in any state
 	both         = []Role{Initiator, Responder}
 )
 
@@ -196,7 +196,7 @@ func connectionRows() (rows []row) {
 
 	i := Initiator
 	add(i, "established established+", "cur:ICRQ", "", "arm:hello save send:CDN/16@1")
-	add(i, "established established+", "cur:SLI", "", "arm:hello RoutesChanged save send:ACK@1")
+	add(i, "established established+", "cur:SLI", "", "arm:hello ask:change TermsChanged save send:ACK@1")
 	add(i, "established established+", "cur:TKT", "", "arm:hello save send:ACK@1")
 	add(i, "established established+", "cur:DRN", "", "arm:hello GatewayDrains")
 	add(i, "idle wait-ctl-reply established established+ suspended suspended+ closed", "drain", "", nothing) // the gateway's to say
@@ -269,8 +269,10 @@ func connectionRows() (rows []row) {
 	add(g, "established established+ established++", "drain", "", "send:DRN@1")
 	add(g, "idle idle+ wait-ctl-conn suspended suspended+ suspended++ closed", "drain", "", nothing) // told again after a resume
 	add(g, "established established+ established++", "cur:CRQ", "", "arm:hello ask:sign save send:CRP@1")
-	add(g, "established established+ established++", "routes lifetime stamp", "", "save send:SLI@1")
-	add(g, "suspended suspended+ suspended++", "routes lifetime stamp", "", "save") // kept until a resume brings them over
+	add(g, "established established+ established++", "lifetime stamp", "", "save send:SLI@1")
+	add(g, "suspended suspended+ suspended++", "lifetime stamp", "", "save") // kept until a resume brings them over
+	add(g, "established established+ established++", "routes", "", "save send:CHO@1")
+	add(g, "suspended suspended+ suspended++", "routes", "", "ChangeRefused/4.34") // again after the resume
 	add(g, "idle idle+ wait-ctl-conn closed", "routes lifetime stamp", "", nothing)
 	add(g, "idle idle+ wait-ctl-conn established established+ established++ suspended suspended+ suspended++ closed", "hold", "", nothing) // the node's to ask for
 	add(g, "suspended suspended+ suspended++", "close", "", "SessionDown/3 save")
@@ -438,7 +440,7 @@ func (p *pair) locally(s *side, event string) {
 	case "stop":
 		s.step(Stop{Result: wire.Result{Code: wire.StopShuttingDown}})
 	case "routes":
-		s.step(ChangeRoutes{LocalID: id, Routes: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}})
+		s.step(OfferChange{LocalID: id, Terms: Terms{HasRoutes: true, Routes: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}})
 	case "hold":
 		s.step(HoldSession{LocalID: id, Held: true})
 	case "lifetime":
@@ -463,6 +465,10 @@ func (p *pair) locally(s *side, event string) {
 		s.step(ExtendSession{LocalID: id, Left: time.Hour})
 	case "changed":
 		s.step(Changed{LocalID: id})
+	case "refresh":
+		s.step(RefreshSession{LocalID: id, After: time.Hour})
+	case "agreed":
+		s.step(Agreed{LocalID: id})
 	case "extended":
 		s.step(Extended{LocalID: id})
 	case "ticket":
@@ -665,7 +671,7 @@ func (p *pair) goesOn(s situation) {
 	}
 	p.wantUp()
 	routes := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-	p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: routes})
+	p.gateway.step(OfferChange{LocalID: p.gateway.m.sessions[0].LocalID, Terms: Terms{HasRoutes: true, Routes: routes}})
 	p.carry(-1)
 	if got := p.node.m.sessions[0].Routes; len(got) != 1 || got[0] != routes[0] {
 		p.t.Errorf("after what was ignored: routes = %v, want %v", got, routes)

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +23,7 @@ func TestCursorsWrittenWhileTheOldTransportLived(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(time.Second)
-		if err := e.gateway.Do(t.Context(), ChangeRoutes{LocalID: e.gateway.View().Sessions[0].LocalID, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); err != nil {
+		if err := e.gateway.Do(t.Context(), news(e.gateway.View().Sessions[0].LocalID)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -51,7 +50,7 @@ func TestRolledBack(t *testing.T) {
 				back = p.gateway
 			}
 			before := back.saved
-			p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.Sessions()[0].LocalID, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+			p.gateway.step(news(p.gateway.m.Sessions()[0].LocalID))
 			p.carry(-1)
 			p.cut()
 			back.saved = before

@@ -99,7 +99,8 @@ type OpenSession struct {
 	PrivateKey secret.Value // X25519, made for this session
 	PublicKey  [32]byte
 	Advertise  []netip.Prefix
-	RequestID  session.ID // of the wish behind it; zero: the machine makes one
+	Expires    wire.Expires // wished
+	RequestID  session.ID   // of the wish behind it; zero: the machine makes one
 }
 
 // CloseSession ends the session of this local id, for good.
@@ -113,13 +114,6 @@ type CloseSession struct {
 // Stop ends the control connection and every session in it, for good.
 type Stop struct {
 	Result    wire.Result
-	RequestID session.ID // as in OpenSession
-}
-
-// ChangeRoutes tells the peer the routes of a session, all of them.
-type ChangeRoutes struct {
-	LocalID   uint32
-	Routes    []netip.Prefix
 	RequestID session.ID // as in OpenSession
 }
 
@@ -172,7 +166,6 @@ func (Started) event()          {}
 func (OpenSession) event()      {}
 func (CloseSession) event()     {}
 func (Stop) event()             {}
-func (ChangeRoutes) event()     {}
 func (ReportTrouble) event()    {}
 func (RenewCertificate) event() {}
 func (Authorized) event()       {}
@@ -191,7 +184,8 @@ type Grant struct {
 	MTU        uint16
 	Timers     wire.Timers
 	Lifetime   wire.Lifetime
-	Began      time.Time // wall clock
+	Expires    wire.Expires // agreed; zero: none
+	Began      time.Time    // wall clock
 
 	// Of a session that is rebuilt: see ticket.go.
 	KeyEpoch uint32
@@ -305,11 +299,6 @@ type (
 		Remote    bool
 		RequestID session.ID // of the OpenSession
 	}
-	// RoutesChanged: the peer replaced the routes of a session.
-	RoutesChanged struct {
-		Session   Session
-		RequestID session.ID
-	}
 	// TroubleReported: the peer says that its data path is silent.
 	TroubleReported struct {
 		Session Session
@@ -351,7 +340,6 @@ func (WasSuspended) action()       {}
 func (SessionUp) action()          {}
 func (SessionDown) action()        {}
 func (SessionRefused) action()     {}
-func (RoutesChanged) action()      {}
 func (TroubleReported) action()    {}
 func (CertificateRenewed) action() {}
 func (Cloned) action()             {}

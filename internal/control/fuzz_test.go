@@ -45,7 +45,7 @@ func (v *invariants) step(ev Event, actions []Action) {
 			done = !v.s.lost // what follows a Save that fails is not done
 		case Send:
 			sent = sent || a.Packet.Message.Type() != wire.TypeStopCCN
-		case AskAuthorize, AskSession, AskSetUp, AskSign, AskArm, AskTicket:
+		case AskAuthorize, AskSession, AskSetUp, AskSign, AskArm, AskChange, AskExtend, AskRefresh, AskTicket:
 			asked = true
 		case SessionUp:
 			v.up[a.Session.ID] += count[done]
@@ -122,6 +122,9 @@ func FuzzMachine(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 5, 1, 6, 0, 1, 9, 7, 200, 8, 77})                           // failing saves, forged messages
 	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 10, 0, 0, 0, 1, 9, 10, 0, 0, 0, 1, 9, 1, 9})          // rebuilt by its ticket
 	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 10, 0, 0, 0, 1, 9, 10, 0, 6, 131, 0, 0, 1, 9, 11, 0}) // refused, claimed again
+	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 11, 121, 1, 9, 2, 0, 0, 0, 1, 9})                           // a gateway refreshes, cut, resume
+	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 6, 45, 11, 60, 1, 9, 2, 0, 0, 0, 1, 9, 1})                  // a node does, which is too short
+	f.Add([]byte{0, 0, 1, 9, 6, 45, 3, 0, 1, 9, 6, 0, 1, 9})                                         // too short a request
 	for i := range byte(8) {
 		f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 7, i * 9, 8, i * 9, 7, i * 7, 9, i, 1, 9})
 	}
@@ -129,6 +132,8 @@ func FuzzMachine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, script []byte) {
 		p := newPair(t)
 		var over [2]*invariants
+		p.node.expires = wire.Expires{After: time.Hour}
+		p.gateway.expires = wire.Expires{After: time.Hour, Refresher: both[len(script)%2].as()}
 		for i, s := range []*side{p.node, p.gateway} {
 			s.cfg.MaxSessions, s.cfg.Tickets, s.sealed = 4, s == p.gateway, map[string]Session{}
 			s.m = New(s.cfg)
@@ -161,7 +166,10 @@ func FuzzMachine(f *testing.F) {
 				if how&4 == 0 {
 					yes = nil
 				}
-				s.deny, s.refuse, s.broken, s.unarmed = yes, yes, yes, yes
+				if yes != nil && how&8 != 0 {
+					yes.Floor = time.Duration(how) * time.Minute
+				}
+				s.deny, s.refuse, s.broken, s.unarmed, s.unchanged = yes, yes, yes, yes, yes
 			case 7, 8: // the highest choose a change of keys, which must get far for that
 				if how >= 250 {
 					p.node.step(StartRekey{p.node.firstID()})
@@ -176,6 +184,7 @@ func FuzzMachine(f *testing.F) {
 			case 11:
 				p.node.step(RebuildSession{p.node.firstID()})
 				p.gateway.step(TellDrain{Leaving: how&1 == 0, Delay: time.Duration(how)})
+				s.step(RefreshSession{s.firstID(), time.Duration(how) * time.Minute})
 			}
 		}
 	})

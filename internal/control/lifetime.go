@@ -49,6 +49,8 @@ type Life struct {
 	Lifetime wire.Lifetime // as the responder told it last
 	Began    time.Time     // wall clock; a responder's alone
 	Extended time.Duration `json:",omitempty"` // how much longer than its network's Absolute is; a responder's alone
+	Expires  wire.Expires  `json:",omitzero"`  // agreed; in wait-reply, asked for
+	Raised   bool          `json:",omitempty"` // asked for again with the gateway's floor
 }
 
 func (m *Machine) holdSession(ev HoldSession) {
@@ -79,9 +81,6 @@ func (m *Machine) change(sli *wire.SLI) {
 
 // merge takes over from an older change what this one leaves as it is.
 func merge(sli, older *wire.SLI) {
-	if !sli.HasRoutes {
-		sli.HasRoutes, sli.Routes = older.HasRoutes, older.Routes
-	}
 	if sli.CircuitStatus == nil {
 		sli.CircuitStatus = older.CircuitStatus
 	}

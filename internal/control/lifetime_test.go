@@ -1,7 +1,6 @@
 package control
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
@@ -44,9 +43,9 @@ func TestChangesWhileSuspendedAreOne(t *testing.T) {
 	p := established(t)
 	p.cut()
 	g := p.gateway.m.Sessions()[0].LocalID
-	routes := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
 	want := wire.Lifetime{Idle: time.Minute, Absolute: time.Hour}
-	p.gateway.step(ChangeRoutes{LocalID: g, Routes: routes})
+	stamp := wire.Stamp{0x40, 11: 7}
+	p.gateway.step(TellStamp{LocalID: g, Stamp: stamp})
 	p.gateway.step(ChangeLifetime{LocalID: g, Lifetime: wire.Lifetime{Idle: time.Second}})
 	p.gateway.step(ChangeLifetime{LocalID: g, Lifetime: want})
 	if n := p.gateway.m.Pending(); n != 1 {
@@ -61,9 +60,8 @@ func TestChangesWhileSuspendedAreOne(t *testing.T) {
 	}
 	p.connect()
 	p.carry(-1)
-	s := p.node.m.Sessions()[0]
-	if len(s.Routes) != 1 || s.Routes[0] != routes[0] || s.Lifetime != want {
-		t.Errorf("the node has routes %v and lifetime %+v, want %v and %+v", s.Routes, s.Lifetime, routes, want)
+	if s := p.node.m.Sessions()[0]; s.Lifetime != want || p.node.said("StampTold") != 1 {
+		t.Errorf("the node has lifetime %+v, notices %v; want %+v, and the stamp", s.Lifetime, p.node.notices, want)
 	}
 	if !p.gateway.m.Sessions()[0].Held {
 		t.Error("the gateway does not hold the session")

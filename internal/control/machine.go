@@ -79,7 +79,7 @@ type Machine struct {
 	rec      Record // Sessions and Unacked apart, what Save writes
 	sessions []*Session
 	exchange *exchange         // of the open AskArm
-	changing *wire.ChangeOffer // of the open AskChange or AskExtend
+	changing *wire.ChangeOffer // of the open AskChange, AskExtend or AskRefresh
 
 	peerCapabilities uint32
 
@@ -254,8 +254,6 @@ func (m *Machine) dispatch(ev Event) {
 		m.closeSession(ev)
 	case Stop:
 		m.stopOn(ev)
-	case ChangeRoutes:
-		m.changeRoutes(ev)
 	case ReportTrouble:
 		m.reportTrouble(ev)
 	case RenewCertificate:
@@ -276,11 +274,13 @@ func (m *Machine) dispatch(ev Event) {
 		m.offerChange(ev)
 	case ExtendSession:
 		m.extendSession(ev)
+	case RefreshSession:
+		m.refreshSession(ev)
 	case RebuildSession:
 		m.rebuildSession(ev)
 	case TellDrain:
 		m.tellDrain(ev)
-	case Authorized, Granted, SetUp, Signed, Armed, Changed, Extended, Ticketed:
+	case Authorized, Granted, SetUp, Signed, Armed, Changed, Extended, Agreed, Ticketed:
 		m.answered(ev)
 	}
 }
@@ -304,6 +304,8 @@ func (m *Machine) answered(ev Event) {
 		m.changed(ev)
 	case Extended:
 		m.extended(ev)
+	case Agreed:
+		m.agreed(ev)
 	case Ticketed:
 		m.ticketed(ev)
 	case Signed:

@@ -41,7 +41,7 @@ type side struct {
 	refuse        *wire.Result // of Grant
 	broken        *wire.Result // of SetUp
 	unarmed       *wire.Result // of AskArm
-	unchanged     *wire.Result // of AskChange and AskExtend
+	unchanged     *wire.Result // of AskChange, AskExtend and AskRefresh
 	key           secret.Value // the gateway's
 	public        [32]byte
 	given         []Session // by SetUp
@@ -51,7 +51,9 @@ type side struct {
 	trace         []string              // of every action, as brief writes it
 	watch         func(Event, []Action) // sees each step before its actions are done
 
-	life wire.Lifetime // of Grant
+	life    wire.Lifetime // of Grant
+	expires wire.Expires  // of Grant, and what a node wishes
+	longest time.Duration // that is agreed to in AskRefresh
 
 	sealed map[string]Session // tickets given, by what they say
 }
@@ -73,6 +75,7 @@ func newSide(t *testing.T, role Role) *side {
 		s.cfg.LocalID, s.cfg.HostName, s.cfg.RouterID, s.cfg.BootID = 0x22220000, "hq", 9, gatewayBoot
 		s.key, s.public = newKey(t)
 	}
+	s.longest = 24 * time.Hour
 	s.m = New(s.cfg)
 	return s
 }
@@ -129,6 +132,8 @@ func (s *side) step(ev Event) {
 				answer = Changed{a.Session.LocalID, s.unchanged}
 			case AskExtend:
 				answer = Extended{a.Session.LocalID, wire.Lifetime{Absolute: a.Left}, time.Hour, s.unchanged}
+			case AskRefresh:
+				answer = Agreed{a.Session.LocalID, wire.Expires{After: min(a.Expires.After, s.longest), Refresher: a.Expires.Refresher}, s.unchanged}
 			case AskSign:
 				answer = Signed{a.RequestID, append([]byte("signed "), a.CSR...), nil}
 			case Resumed:
@@ -151,7 +156,7 @@ func (s *side) grant() Grant {
 		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("fd77::2")},
 		Peers:     []netip.Addr{netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("fd77::1")},
 		Routes:    []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}, MTU: 1420,
-		Timers: wire.Timers{Hello: 5 * time.Second, Misses: 4, Grace: time.Hour}, Lifetime: s.life,
+		Timers: wire.Timers{Hello: 5 * time.Second, Misses: 4, Grace: time.Hour}, Lifetime: s.life, Expires: s.expires,
 	}
 }
 
@@ -193,6 +198,12 @@ type pair struct {
 
 func newPair(t *testing.T) *pair {
 	return &pair{t: t, node: newSide(t, Initiator), gateway: newSide(t, Responder)}
+}
+
+// news is something that a gateway tells of a session, in a message that takes a
+// number.
+func news(id uint32) Event {
+	return ChangeLifetime{LocalID: id, Lifetime: wire.Lifetime{Idle: time.Minute}}
 }
 
 // exporter is what both ends of transport id derive.
@@ -258,7 +269,7 @@ func (p *pair) cut() {
 // open asks for a session without carrying anything.
 func (p *pair) open() {
 	key, public := newKey(p.t)
-	p.node.step(OpenSession{Network: "office", Label: "work", Serial: 1, PrivateKey: key, PublicKey: public,
+	p.node.step(OpenSession{Network: "office", Label: "work", Serial: 1, PrivateKey: key, PublicKey: public, Expires: p.node.expires,
 		Advertise: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")}})
 }
 
@@ -570,10 +581,12 @@ func TestFailedSaveSaysNothing(t *testing.T) {
 func TestRoutesAreTheGateways(t *testing.T) {
 	p := established(t)
 	routes := []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("10.77.0.0/16")}
-	p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.Sessions()[0].LocalID, Routes: routes})
+	p.gateway.step(OfferChange{LocalID: p.gateway.m.Sessions()[0].LocalID, Terms: Terms{HasRoutes: true, Routes: routes}})
 	p.carry(-1)
-	if got := p.node.m.Sessions()[0].Routes; len(got) != 2 || p.node.said("RoutesChanged") != 1 {
-		t.Errorf("routes = %v, notices %v", got, p.node.notices)
+	for _, s := range []*side{p.node, p.gateway} {
+		if got := s.m.Sessions()[0].Routes; !slices.Equal(got, routes) || s.said("TermsChanged") != 1 {
+			t.Errorf("%s: routes = %v, notices %v", s.name, got, s.notices)
+		}
 	}
 	p.wantUp()
 }

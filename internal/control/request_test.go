@@ -21,7 +21,7 @@ func (s *side) requests() map[string]session.ID {
 				ids["down"] = a.RequestID
 			case SessionRefused:
 				ids["refused"] = a.RequestID
-			case RoutesChanged:
+			case TermsChanged:
 				ids["routes"] = a.RequestID
 			case HoldChanged:
 				ids["hold"] = a.RequestID
@@ -61,9 +61,10 @@ func TestRequestIDsAtBothEnds(t *testing.T) {
 	n, g := p.node.m.Sessions()[0].LocalID, p.gateway.m.Sessions()[0].LocalID
 
 	id := session.NewID()
-	p.gateway.step(ChangeRoutes{LocalID: g, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, RequestID: id})
+	p.gateway.step(OfferChange{LocalID: g, Terms: Terms{HasRoutes: true, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, RequestID: id})
 	p.carry(-1)
 	want("routes", node, id)
+	want("routes", gateway, id)
 	p.gateway.step(ChangeLifetime{LocalID: g, Lifetime: wire.Lifetime{Idle: time.Minute}})
 	p.carry(-1)
 	want("lifetime", node, node["lifetime"])

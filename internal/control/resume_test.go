@@ -2,7 +2,6 @@ package control
 
 import (
 	"errors"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -30,9 +29,8 @@ func TestNumbersWrap(t *testing.T) {
 		s.m.rec.Ns += 65530
 		s.m.rec.Nr += 65530
 	}
-	routes := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	for i := range 20 {
-		p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: routes})
+		p.gateway.step(news(p.gateway.m.sessions[0].LocalID))
 		p.node.step(RenewCertificate{session.NewID(), []byte("csr")})
 		if i%3 == 0 {
 			p.carry(i % 4)
@@ -55,34 +53,34 @@ func TestManyWaitForAResume(t *testing.T) {
 	p := established(t)
 	p.cut()
 	for range 300 {
-		p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+		p.gateway.step(news(p.gateway.m.sessions[0].LocalID))
 	}
 	if got := p.gateway.m.Pending(); got != 1 {
-		t.Errorf("%d messages wait for a resume, want the newest routes only", got)
+		t.Errorf("%d messages wait for a resume, want the newest only", got)
 	}
 	p.connect()
 	p.carry(-1)
 	p.wantUp()
-	if got := p.node.m.sessions[0].Routes; len(got) != 1 || p.node.said("RoutesChanged") != 1 {
-		t.Errorf("routes = %v, notices %v", got, p.node.notices)
+	if got := p.node.m.sessions[0].Lifetime; got.Idle != time.Minute || p.node.said("LifetimeChanged") != 1 {
+		t.Errorf("lifetime = %+v, notices %v", got, p.node.notices)
 	}
 }
 
-// TestSentRoutesAreNotSuperseded: what the peer may have is not changed behind
+// TestSentChangeIsNotSuperseded: what the peer may have is not changed behind
 // its back; what follows takes a number of its own.
-func TestSentRoutesAreNotSuperseded(t *testing.T) {
+func TestSentChangeIsNotSuperseded(t *testing.T) {
 	p := established(t)
 	id := p.gateway.m.sessions[0].LocalID
-	p.gateway.step(ChangeRoutes{LocalID: id, Routes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	p.gateway.step(news(id))
 	p.carry(1) // it arrives, its acknowledgement does not
 	p.cut()
-	want := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	p.gateway.step(ChangeRoutes{LocalID: id, Routes: want})
+	want := wire.Lifetime{Reauth: time.Hour}
+	p.gateway.step(ChangeLifetime{LocalID: id, Lifetime: want})
 	p.connect()
 	p.carry(-1)
 	p.wantUp()
-	if got := p.node.m.sessions[0].Routes; len(got) != 1 || got[0] != want[0] {
-		t.Errorf("routes = %v, want %v", got, want)
+	if got := p.node.m.sessions[0].Lifetime; got != want {
+		t.Errorf("lifetime = %+v, want %+v", got, want)
 	}
 }
 
@@ -334,7 +332,7 @@ func TestResumeWhileTalking(t *testing.T) {
 		talk := func() {
 			held := p.gateway.out
 			p.gateway.out = nil
-			p.gateway.step(ChangeRoutes{LocalID: p.gateway.m.sessions[0].LocalID, Routes: nil})
+			p.gateway.step(news(p.gateway.m.sessions[0].LocalID))
 			p.node.step(RenewCertificate{session.NewID(), []byte("csr")})
 			p.carry(-1)
 			p.gateway.out = held
@@ -349,7 +347,7 @@ func TestResumeWhileTalking(t *testing.T) {
 		}
 		p.carry(-1)
 		p.wantUp()
-		if p.node.said("Resumed") != 1 || p.node.said("RoutesChanged") != 1 || p.node.said("CertificateRenewed") != 1 {
+		if p.node.said("Resumed") != 1 || p.node.said("LifetimeChanged") != 1 || p.node.said("CertificateRenewed") != 1 {
 			t.Errorf("talk %s: notices %v", when, p.node.notices)
 		}
 	}

@@ -90,27 +90,39 @@ func (m *Machine) openSession(ev OpenSession) {
 		refuse(fmt.Sprintf("%d sessions in this control connection already", len(m.sessions)))
 		return
 	}
-	shared, err := ev.PrivateKey.X25519(m.cur.shareIn)
-	if err != nil {
-		refuse(err.Error())
-		return
-	}
 	id, err := readID(m.cfg.Rand, func(id uint32) bool { return m.byLocal(id) == nil })
 	if err != nil {
 		refuse(err.Error())
 		return
 	}
-	request := m.requestID(ev.RequestID)
-	m.sessions = append(m.sessions, &Session{
+	s := &Session{
 		LocalID: id, State: session.WaitReply, Network: ev.Network, Label: ev.Label, Serial: ev.Serial,
-		PrivateKey: ev.PrivateKey, PublicKey: ev.PublicKey, Advertise: ev.Advertise, RequestID: request,
-	})
-	m.send(&wire.ICRQ{
-		LocalID: id, Serial: ev.Serial, PWType: wire.PWTypeWireGuard, RemoteEnd: ev.Network,
+		PrivateKey: ev.PrivateKey, PublicKey: ev.PublicKey, Advertise: ev.Advertise, Life: Life{Expires: ev.Expires.Whole()},
+	}
+	q, err := m.sessionRequest(s)
+	if err != nil {
+		refuse(err.Error())
+		return
+	}
+	s.RequestID = m.requestID(ev.RequestID)
+	q.RequestID = s.RequestID
+	m.sessions = append(m.sessions, s)
+	m.send(q)
+}
+
+// sessionRequest is the ICRQ for s on the transport in use.
+func (m *Machine) sessionRequest(s *Session) (*wire.ICRQ, error) {
+	shared, err := s.PrivateKey.X25519(m.cur.shareIn)
+	if err != nil {
+		return nil, err
+	}
+	expires := s.Expires
+	return &wire.ICRQ{
+		LocalID: s.LocalID, Serial: s.Serial, PWType: wire.PWTypeWireGuard, RemoteEnd: s.Network,
 		CircuitStatus: wire.CircuitStatus{Active: true, New: true},
-		PublicKey:     ev.PublicKey, Advertise: ev.Advertise, RequestID: request,
-		KeyProof: keyProof(shared, Initiator, m.cur.binding, [2]uint32{id, 0}, ev.PublicKey, []byte(ev.Network)),
-	})
+		PublicKey:     s.PublicKey, Advertise: s.Advertise, RequestID: s.RequestID, Expires: &expires,
+		KeyProof: keyProof(shared, Initiator, m.cur.binding, [2]uint32{s.LocalID, 0}, s.PublicKey, []byte(s.Network)),
+	}, nil
 }
 
 // icrq takes a request for a session.
@@ -174,6 +186,7 @@ func (m *Machine) granted(ev Granted) {
 	s.ID, s.PublicKey, s.PrivateKey, s.PresharedKey = g.ID, g.PublicKey, g.PrivateKey, psk
 	s.Addresses, s.Peers, s.Routes, s.MTU, s.Timers = g.Addresses, g.Peers, g.Routes, g.MTU, g.Timers
 	s.Lifetime, s.Began, s.KeyEpoch, s.Resumes, s.Extended = g.Lifetime.Whole(), g.Began, g.KeyEpoch, g.Resumes, g.Extended
+	s.Expires = g.Expires.Whole()
 	m.ask(AskSetUp{*s})
 }
 
@@ -219,13 +232,18 @@ func (m *Machine) reply(s *Session) {
 	}
 	s.State = session.WaitConnect
 	m.retime()
-	m.send(&wire.ICRP{
+	r := &wire.ICRP{
 		LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: wire.CircuitStatus{Active: true, New: true},
 		Session: s.ID, PublicKey: s.PublicKey, KeyEpoch: s.KeyEpoch,
 		KeyProof:  keyProof(shared, Responder, m.cur.binding, [2]uint32{s.RemoteID, s.LocalID}, s.PublicKey, append(s.ID[:], s.PeerKey[:]...)),
 		Addresses: s.Addresses, Peers: s.Peers, Routes: s.Routes, MTU: s.MTU, Timers: s.Timers, Lifetime: s.Lifetime,
 		RequestID: s.RequestID,
-	})
+	}
+	if s.Expires.After > 0 {
+		expires := s.Expires
+		r.Expires = &expires
+	}
+	m.send(r)
 }
 
 // icrp takes the gateway's grant.
@@ -246,6 +264,10 @@ func (m *Machine) icrp(r *wire.ICRP) {
 	}
 	if err := take(s, r); err != nil {
 		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorVendor, Cause: wire.CauseKeyProof, Text: err.Error()})
+		return
+	}
+	if err := s.agreedIn(r); err != nil {
+		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Cause: wire.CauseLocal, Text: err.Error()})
 		return
 	}
 	m.ask(AskSetUp{*s})
@@ -296,6 +318,7 @@ func (m *Machine) cdn(c *wire.CDN) {
 	s := m.named(c.LocalID, c.RemoteID)
 	switch {
 	case s == nil: // gone already
+	case m.askAgain(s, c.Result):
 	case s.Rebuild && s.State == session.WaitReply && c.Result.Cause.Advice() == wire.RetryLater:
 		m.claimRefused(s, c.Result)
 	default:
@@ -344,24 +367,14 @@ func (m *Machine) sli(c *wire.SLI) {
 		m.disconnect(s, wire.Result{Code: wire.CDNError, Error: wire.ErrorRange, Cause: wire.CauseToken, Text: "routes, deadlines and stamps are the gateway's to tell"})
 		return
 	}
-	if c.HasRoutes {
-		s.Routes = c.Routes
-		m.dirty = true
-		m.do(RoutesChanged{*s, c.RequestID})
-	}
 	m.lifeChanged(s, c)
 	if c.Stamp != (wire.Stamp{}) {
 		m.do(StampTold{*s, c.Stamp})
 	}
-}
-
-func (m *Machine) changeRoutes(ev ChangeRoutes) {
-	s := m.byLocal(ev.LocalID)
-	if s == nil || m.cfg.Role != Responder || (s.State != session.Established && s.State != session.WaitConnect) {
-		return
+	if c.HasRoutes { // a gateway of the release before tells them
+		m.changing = &wire.ChangeOffer{RequestID: c.RequestID, HasRoutes: true, Routes: c.Routes}
+		m.ask(AskChange{s.with(termsOf(m.changing))})
 	}
-	s.Routes = ev.Routes
-	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: ev.Routes, RequestID: m.requestID(ev.RequestID)})
 }
 
 // supersede puts sli in the place of one for the same session that waits for a

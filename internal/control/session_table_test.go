@@ -101,7 +101,7 @@ func sessionRows() (rows []row) {
 	add(i, "wait-reply", "CDN-unnamed", "", acked) // by a name that was never told
 	add(i, "wait-reply", "close", "none", "SessionRefused/3 save send:CDN/3@1")
 	add(i, "wait-reply", "lost", "none", "drop@1 disarm:hello arm:grace SessionRefused/1 WasSuspended save")
-	add(i, "established", "SLI", "", "arm:hello RoutesChanged save send:ACK@1")
+	add(i, "established", "SLI", "", "arm:hello ask:change TermsChanged save send:ACK@1")
 	add(i, "established", "SLI-lifetime", "", "arm:hello LifetimeChanged save send:ACK@1")
 	add(i, "established", "SLI-stamp", "", "arm:hello StampTold save send:ACK@1")
 	add(i, "established", "SLI-hold", "", acked) // the node's to ask for
@@ -117,8 +117,10 @@ func sessionRows() (rows []row) {
 	add(g, alive, "open", "", "SessionRefused/1")
 	add(g, "none", "routes lifetime stamp", "", nothing)
 	add(g, "none wait-connect established suspended", "hold", "", nothing)
-	add(g, "wait-connect established", "routes lifetime stamp", "", "save send:SLI@1")
-	add(g, "suspended", "routes lifetime stamp", "", "save")
+	add(g, "wait-connect established", "lifetime stamp", "", "save send:SLI@1")
+	add(g, "suspended", "lifetime stamp", "", "save")
+	add(g, "established", "routes", "", "save send:CHO@1")
+	add(g, "wait-connect suspended", "routes", "", "ChangeRefused/4.34")
 	add(g, "wait-connect", "ICRP ICRP-proof ICRP-broken", "none", "arm:hello arm:hello SessionDown/16 save send:CDN/16@1")
 	add(g, "wait-connect", "ICCN", "established", "arm:hello SessionUp save send:ACK@1")
 	add(g, "wait-connect", "CDN CDN-unnamed CDN-refusal", "none", "arm:hello arm:hello SessionDown/3 save send:ACK@1")

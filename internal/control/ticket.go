@@ -25,10 +25,11 @@ import (
 const (
 	CapTickets uint32 = 1 << iota // keeps tickets
 	CapDrain                      // reads DRN
+	CapOffers                     // reads routes and refreshes in CHO
 )
 
 // ourCapabilities are those of this version.
-const ourCapabilities = CapTickets | CapDrain
+const ourCapabilities = CapTickets | CapDrain | CapOffers
 
 // RebuildSession asks an initiator to claim a session once more that the gateway
 // did not rebuild when it was asked before.
@@ -224,10 +225,11 @@ func (m *Machine) claim(s *Session) (*wire.ICRQ, error) {
 		return nil, err
 	}
 	s.Claim = secret.New(slices.Concat(m.cur.binding, theirs, psk.Reveal()))
+	expires := s.Expires
 	return &wire.ICRQ{
 		LocalID: s.LocalID, Serial: s.Serial, PWType: wire.PWTypeWireGuard, RemoteEnd: s.Network,
 		CircuitStatus: wire.CircuitStatus{Active: true}, PublicKey: s.PublicKey, Advertise: s.Advertise,
-		Ticket: s.Ticket.Reveal(), KeyEpoch: s.ClaimEpoch, RequestID: s.RequestID,
+		Ticket: s.Ticket.Reveal(), KeyEpoch: s.ClaimEpoch, RequestID: s.RequestID, Expires: &expires,
 		KeyProof: keyProof(ours, Initiator, m.cur.binding, [2]uint32{s.LocalID, 0}, s.PublicKey, []byte(s.Network)),
 	}, nil
 }

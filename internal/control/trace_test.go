@@ -35,6 +35,8 @@ func brief(a Action) string {
 		return "ask:change"
 	case AskExtend:
 		return "ask:extend"
+	case AskRefresh:
+		return "ask:refresh"
 	case ChangeRefused:
 		return "ChangeRefused" + codes(a.Result)
 	case RekeyFailed:

@@ -27,7 +27,7 @@ const (
 	SessionReleased    Kind = "session-released"  // by `tunnelctl resume`
 	QuarantineLifted   Kind = "quarantine-lifted" // by `tunnelctl session release`
 	SessionExtended    Kind = "session-extended"  // it may live longer
-	SessionChanged     Kind = "session-changed"   // its addresses, MTU or timers
+	SessionChanged     Kind = "session-changed"   // its addresses, MTU, timers or lifetime
 	ChangeRefused      Kind = "change-refused"
 	SessionRefused     Kind = "session-refused"
 	EndpointMoved      Kind = "endpoint-moved"

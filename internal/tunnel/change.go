@@ -3,8 +3,8 @@ package tunnel
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"tunneld/internal/api"
@@ -13,12 +13,10 @@ import (
 	"tunneld/internal/event"
 	"tunneld/internal/session"
 	"tunneld/internal/tunnel/life"
-	"tunneld/internal/tunnel/pool"
 )
 
 // Changes of live sessions: docs/protocol.md, "Changes of a live session". A
-// gateway offers the terms of its present configuration; a node asks for a
-// longer life.
+// gateway offers terms, see terms.go; a node asks for a longer life.
 
 // extendWait is how long Extend waits for the gateway's answer.
 const extendWait = 10 * time.Second
@@ -125,8 +123,11 @@ func (c *linkConn) Change(s control.Session) *wire.Result {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := c.l.labelled(s.Label)
-	if t == nil || t.session == nil || t.dev == nil {
-		return refusal(wire.CauseLocal, "the tunnel has no interface")
+	if t == nil || t.session == nil {
+		return refusal(wire.CauseLocal, "the tunnel has no session")
+	}
+	if t.dev == nil { // they are in force as soon as it has an interface
+		return nil
 	}
 	if mtu := t.mtu(int(s.MTU)); mtu > t.opened {
 		return refusal(wire.CauseLocal, "the interface was made for an MTU of %d, not %d", t.opened, mtu)
@@ -165,12 +166,33 @@ func (c *linkConn) Extend(a control.AskExtend) control.Extended {
 func (t *dialled) termsChangedLocked(a control.TermsChanged) {
 	s := a.Session
 	t.session, t.life.Grace = &s, s.Timers.Grace
+	if t.dev != nil {
+		taken, refused := t.accept(&s)
+		t.taken = taken
+		t.setRefused(refused)
+	}
 	t.deadlineLocked()
-	t.record(s.ID, event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(s)})
+	e := event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(a.Terms)}
+	if a.Terms.HasRoutes {
+		e = event.Event{Kind: event.RoutesChanged, Request: a.RequestID}
+	}
+	t.record(s.ID, e)
 }
 
-func termsText(s control.Session) string {
-	return fmt.Sprintf("addresses %v, MTU %d", s.Addresses, s.MTU)
+// termsText says what of a session's terms has changed; routes have an event of
+// their own.
+func termsText(t control.Terms) string {
+	var all []string
+	if len(t.Addresses) > 0 {
+		all = append(all, fmt.Sprintf("addresses %v", t.Addresses))
+	}
+	if t.MTU > 0 {
+		all = append(all, fmt.Sprintf("MTU %d", t.MTU))
+	}
+	if t.Timers != (wire.Timers{}) {
+		all = append(all, fmt.Sprintf("hello %v, misses %d, grace %v", t.Timers.Hello, t.Timers.Misses, t.Timers.Grace))
+	}
+	return strings.Join(all, ", ")
 }
 
 // Change is asked of nodes only.
@@ -246,152 +268,6 @@ func (n *network) lifetimeOf(s control.Session) wire.Lifetime {
 		l.Absolute += min(s.Extended, n.cfg.Timers.Extend)
 	}
 	return l
-}
-
-// offerTerms offers each session of the connection what the present
-// configuration gives, where that is something else; once, since a node that
-// refused will do so again. This is asked for while the connection resumes: its
-// View may still be of before.
-func (p *peerConn) offerTerms(ctx context.Context) {
-	var offers []control.OfferChange
-	sessions := p.conn.View().Sessions
-	p.g.mu.Lock()
-	for _, s := range sessions {
-		mb := p.g.members.byID[s.ID]
-		if mb == nil || mb.asked || s.Offer != nil || mb.state != session.Established {
-			continue
-		}
-		mb.asked = true
-		if o := mb.network.termsForLocked(mb, s); o != nil {
-			offers = append(offers, *o)
-		}
-	}
-	p.g.mu.Unlock()
-	for _, o := range offers {
-		p.conn.Do(ctx, o)
-	}
-}
-
-// termsForLocked is what a session is to be offered; nil: nothing. New addresses
-// are leased under the offer's id until it is answered.
-func (n *network) termsForLocked(mb *member, s control.Session) *control.OfferChange {
-	o := control.OfferChange{LocalID: s.LocalID, RequestID: session.NewID()}
-	if mtu := uint16(n.g.m.cfg.Data.MTU); mtu != s.MTU {
-		o.MTU = mtu
-	}
-	if t := n.timers(); t != s.Timers {
-		o.Timers = t
-	}
-	outside := slices.ContainsFunc(n.pool.Outside(), func(l pool.Lease) bool { return l.Session == s.ID })
-	if outside {
-		lease, err := n.pool.Lease(o.RequestID, mb.node, time.Now())
-		if err != nil {
-			n.g.m.log.Warn("no address for a session of other pools", event.KeySession, s.ID, event.KeyNetwork, n.cfg.Name, event.KeyErr, err)
-		} else {
-			o.Addresses, o.Peers = lease.Addresses, n.addresses()
-			n.g.offeredLocked(mb, &control.Offer{RequestID: o.RequestID, Terms: o.Terms})
-		}
-	}
-	if len(o.Addresses) == 0 && o.MTU == 0 && o.Timers == (wire.Timers{}) {
-		return nil
-	}
-	return &o
-}
-
-// timers are those of this network's sessions.
-func (n *network) timers() wire.Timers {
-	t := n.cfg.Timers
-	return wire.Timers{Hello: t.Hello, Misses: uint16(t.Misses), Grace: t.Grace}
-}
-
-// offeredLocked lets the data plane take packets of the offered addresses, too.
-// A nil offer: of the session's own alone.
-func (g *gateway) offeredLocked(mb *member, o *control.Offer) {
-	mb.offer = o
-	if mb.network.dev == nil {
-		return // open does it
-	}
-	if err := mb.network.dev.SetAllowedIPs(mb.id, mb.prefixes()); err != nil {
-		g.m.log.Error("addresses not changed", event.KeySession, mb.id, event.KeyErr, err)
-	}
-}
-
-// prefixes are what the data plane takes from the session and sends to it.
-func (mb *member) prefixes() []netip.Prefix {
-	all := hostPrefixes(mb.addresses)
-	if mb.offer != nil {
-		all = append(all, hostPrefixes(mb.offer.Addresses)...)
-	}
-	return append(all, mb.advertise...)
-}
-
-// termsChanged: the node has taken the terms.
-func (p *peerConn) termsChanged(a control.TermsChanged) {
-	g, s := p.g, a.Session
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	mb := g.members.byID[s.ID]
-	if mb == nil {
-		return
-	}
-	if !slices.Equal(mb.addresses, s.Addresses) {
-		g.moveLocked(mb, s.Addresses)
-	}
-	g.offeredLocked(mb, nil)
-	mb.life.Grace = s.Timers.Grace
-	mb.deadline()
-	g.record(mb, event.Event{Kind: event.SessionChanged, Request: a.RequestID, Cause: termsText(s)})
-}
-
-// moveLocked gives the session the addresses that were leased for its offer, and
-// back those it had.
-func (g *gateway) moveLocked(mb *member, to []netip.Addr) {
-	g.freeLocked(mb)
-	if mb.offer != nil {
-		mb.network.pool.Free(mb.offer.RequestID, time.Now())
-	}
-	g.members.remove(mb)
-	mb.addresses = to
-	g.members.add(mb)
-	if err := mb.network.pool.Restore(mb.lease()); err != nil {
-		g.m.log.Error("address not leased", event.KeySession, mb.id, event.KeyErr, err)
-	}
-}
-
-// changeRefused: the session stays as it is.
-func (p *peerConn) changeRefused(a control.ChangeRefused) {
-	g := p.g
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	mb := g.members.byID[a.Session.ID]
-	if mb == nil {
-		return
-	}
-	g.withdrawLocked(mb)
-	why := a.Result.Describe(wire.TypeCDN)
-	g.m.log.Warn(string(event.ChangeRefused), event.KeySession, mb.id, event.KeyNode, mb.node, event.KeyCause, why, event.Request(a.Offer.RequestID))
-	g.m.publish(event.Event{Kind: event.ChangeRefused, Session: mb.id, Node: mb.node, Network: mb.network.cfg.Name, Cause: why, Request: a.Offer.RequestID})
-}
-
-// withdrawLocked gives back the addresses of an offer that comes to nothing.
-func (g *gateway) withdrawLocked(mb *member) {
-	if mb.offer != nil {
-		g.restLocked(mb, mb.offer.RequestID) // the node knows of it, and the data plane took packets of it
-		g.offeredLocked(mb, nil)
-	}
-}
-
-// restoreOffer leases again what was offered and not answered before this
-// process.
-func (g *gateway) restoreOffer(mb *member, s control.Session) {
-	if s.Offer == nil || len(s.Offer.Addresses) == 0 {
-		return
-	}
-	if err := mb.network.pool.Restore(pool.Lease{Session: s.Offer.RequestID, Owner: mb.node, Addresses: s.Offer.Addresses}); err != nil {
-		g.m.log.Warn("offered address not leased", event.KeySession, s.ID, event.KeyErr, err)
-		return
-	}
-	mb.offer = s.Offer
 }
 
 var (

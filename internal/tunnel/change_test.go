@@ -116,27 +116,32 @@ func TestChangedConfigurationIsOffered(t *testing.T) {
 		t.Errorf("the gateway's data plane takes %v, want %v", got, hostPrefixes(want))
 	}
 	for _, d := range []*daemon{gw, node} {
-		if d.happened("session-changed", "MTU 1300") != 1 {
-			t.Errorf("%s has no event of the change", d.cfg.Node.Name)
-		}
+		wait(t, "an event of each change", func() bool {
+			return d.happened("session-changed", "MTU 1300") == 1 && d.happened("session-changed", "10.88.0.2") == 1 && d.happened("session-changed", "grace 2h0m0s") == 1
+		})
 	}
 
 	// A second time round, back: the address it had rests, and is its own. The
-	// interface was made for the MTU it had then, so that is refused.
+	// interface was made for the MTU it had then, so that is refused, once, and
+	// nothing else.
 	gw.end()
 	gw.cfg.Networks[0].Pools = old
+	gw.cfg.Networks[0].Timers.Grace = time.Hour
 	gw.cfg.Data.MTU = 1420
 	node.end()
 	node.run()
 	gw.run()
-	wait(t, "both to tell of the refusal", func() bool {
-		return node.happened("change-refused", "MTU of 1300") == 1 && gw.happened("change-refused", "MTU of 1300") == 1
-	})
+	for _, d := range []*daemon{gw, node} {
+		wait(t, "all of it, but the MTU", func() bool {
+			return d.happened("session-changed", "10.77.0.2") == 1 && d.happened("session-changed", "grace 1h0m0s") == 1 && d.happened("change-refused", "MTU of 1300") == 1
+		})
+	}
 	if got := established(t, gw, node); got != id {
 		t.Errorf("session %v after a refused offer, want %v to go on", got, id)
 	}
-	if tn, ss := node.tunnel(), gw.sessions(); !slices.Equal(tn.Addresses, want) || !slices.Equal(ss[0].Addresses, want) {
-		t.Errorf("a refused offer has changed the addresses to %v and %v", tn.Addresses, ss[0].Addresses)
+	want = []netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("fd77::2")}
+	if tn, ss := node.tunnel(), gw.sessions(); !slices.Equal(tn.Addresses, want) || !slices.Equal(ss[0].Addresses, want) || *tn.MTU != 1300 {
+		t.Errorf("beside a refused MTU the addresses are %v and %v, the MTU %d; want %v and 1300", tn.Addresses, ss[0].Addresses, *tn.MTU, want)
 	}
 	if n := len(gw.m.gateway.networks[0].pool.Leases()); n != 1 {
 		t.Errorf("%d leases after a refused offer, want 1", n)

@@ -256,13 +256,6 @@ func (t *dialled) setRefused(refused []prefix) {
 	}
 }
 
-// changeRoutesLocked follows the gateway's new routes.
-func (t *dialled) changeRoutesLocked(s control.Session, request session.ID) {
-	t.session = &s
-	t.routeLocked()
-	t.record(s.ID, event.Event{Kind: event.RoutesChanged, Request: request})
-}
-
 // routeLocked sends into the interface what of the gateway's routes it takes.
 func (t *dialled) routeLocked() {
 	s := t.session

@@ -509,24 +509,3 @@ func (g *gateway) cutRevoked(ctx context.Context) {
 		p.conn.Do(ctx, control.Stop{RequestID: api.RequestOf(ctx), Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
 	}
 }
-
-// announce tells every live session of a network the routes it has now.
-func (g *gateway) announce(ctx context.Context, n *network) {
-	g.mu.Lock()
-	type change struct {
-		p *peerConn
-		control.ChangeRoutes
-	}
-	var changes []change
-	for mb := range g.members.byNetwork[n] {
-		routes := n.routesFor(mb)
-		if !samePrefixes(routes, mb.routes) {
-			mb.routes = routes
-			changes = append(changes, change{mb.conn, control.ChangeRoutes{LocalID: mb.local, Routes: routes}})
-		}
-	}
-	g.mu.Unlock()
-	for _, c := range changes {
-		c.p.conn.Do(ctx, c.ChangeRoutes)
-	}
-}

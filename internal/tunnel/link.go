@@ -366,7 +366,7 @@ func (l *link) missing(gateway session.ID, wait *time.Duration) (open []control.
 		t.set(session.WaitReply)
 		open = append(open, control.OpenSession{
 			Network: t.cfg.Network, Label: t.cfg.Name, Serial: l.serial,
-			PrivateKey: private, PublicKey: public, Advertise: t.cfg.Advertise, RequestID: t.request,
+			PrivateKey: private, PublicKey: public, Advertise: t.cfg.Advertise, Expires: t.wishes(), RequestID: t.request,
 		})
 		t.request = session.ID{}
 	}

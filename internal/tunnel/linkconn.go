@@ -50,7 +50,7 @@ func (c *linkConn) SetUp(s control.Session) *wire.Result {
 	if t == nil || !t.wanted {
 		return &wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseUser, Text: "the tunnel is not wanted any more"}
 	}
-	t.life = newLife(s.Lifetime, s.Timers.Grace, time.Time{})
+	t.life = newLife(s.Lifetime, s, time.Time{}, wire.RefresherNode)
 	t.life.Proven = c.l.provenAt
 	if err := t.setUpLocked(s); err != nil {
 		m.log.Error("session not set up", event.KeyTunnel, t.cfg.Name, event.KeySession, s.ID, event.KeyErr, err)
@@ -109,10 +109,6 @@ func (c *linkConn) Notify(a control.Action) {
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.rebuildRefusedLocked(a.Result)
 		}
-	case control.RoutesChanged:
-		if t := c.l.labelled(a.Session.Label); t != nil && t.dev != nil {
-			t.changeRoutesLocked(a.Session, a.RequestID)
-		}
 	case control.LifetimeChanged:
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.toldLocked(a.Session)
@@ -124,6 +120,10 @@ func (c *linkConn) Notify(a control.Action) {
 	case control.TermsChanged:
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.termsChangedLocked(a)
+		}
+	case control.SessionRefreshed:
+		if t := c.l.labelled(a.Session.Label); t != nil {
+			t.refreshedLocked(a)
 		}
 	case control.ChangeRefused:
 		if t := c.l.labelled(a.Session.Label); t != nil {

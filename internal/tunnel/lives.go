@@ -16,9 +16,12 @@ import (
 )
 
 // newLife begins the clocks of a session now. beganAt is its beginning where that
-// was earlier; zero: it is not known.
-func newLife(terms wire.Lifetime, grace time.Duration, beganAt time.Time) life.Life {
-	return life.New(terms, grace, beganAt, bootNow(), time.Now())
+// was earlier; zero: it is not known. own is this end of it.
+func newLife(terms wire.Lifetime, s control.Session, beganAt time.Time, own wire.Refresher) life.Life {
+	now := bootNow()
+	l := life.New(terms, s.Timers.Grace, beganAt, now, time.Now())
+	l.Refresh.Agreed(s.Expires, own, now)
+	return l
 }
 
 // lookInterval is how often it is seen whether a session's time has come to be
@@ -73,18 +76,22 @@ func (m *Manager) lookAtMembers(ctx context.Context, now life.Instant, wall time
 		return next
 	}
 	var over []closing
+	var due []refreshing
 	g.mu.Lock()
 	for _, mb := range g.members.byID {
 		if l := &mb.life; !l.Over && l.CheckAt <= now {
 			if e := g.lookLocked(mb, now, wall); e != nil {
 				l.Over = true
 				over = append(over, closing{mb.conn.conn, control.CloseSession{LocalID: mb.local, Result: ending(e.Cause), Statistics: g.statistics(mb)}})
+			} else if r := mb.refreshLocked(now); r != nil {
+				due = append(due, *r)
 			}
 		}
 		next = min(next, mb.life.CheckAt)
 	}
 	g.mu.Unlock()
 	closeAll(ctx, over)
+	refreshAll(ctx, due)
 	return next
 }
 
@@ -111,6 +118,7 @@ const nodeSlack = 5 * time.Second
 func (m *Manager) lookAtTunnels(ctx context.Context, now life.Instant, wall time.Time) (next life.Instant) {
 	next = life.Never
 	var over []closing
+	var due []refreshing
 	m.mu.Lock()
 	for _, t := range m.tunnels {
 		l := &t.life
@@ -121,12 +129,15 @@ func (m *Manager) lookAtTunnels(ctx context.Context, now life.Instant, wall time
 			if e := t.lookLocked(now, wall); e != nil && t.link.conn != nil {
 				l.Over = true
 				over = append(over, closing{t.link.conn, control.CloseSession{LocalID: t.session.LocalID, Result: ending(e.Cause)}})
+			} else if r := t.refreshLocked(now); r != nil {
+				due = append(due, *r)
 			}
 		}
 		next = min(next, l.CheckAt)
 	}
 	m.mu.Unlock()
 	closeAll(ctx, over)
+	refreshAll(ctx, due)
 	return next
 }
 
@@ -186,6 +197,7 @@ func (l *link) provenLocked() {
 	l.provenAt = bootNow()
 	for _, t := range l.tunnels {
 		t.life.Proven, t.life.ProveAt, t.life.GraceTo = l.provenAt, 0, 0
+		t.life.Refresh.Again(l.provenAt)
 		t.deadlineLocked()
 	}
 	l.holdLater()
@@ -221,21 +233,21 @@ func (t *dialled) deadlineLocked() {
 // now on.
 func (t *dialled) toldLocked(s control.Session) {
 	old := t.life
-	t.life = newLife(s.Lifetime, s.Timers.Grace, time.Time{})
+	t.life = newLife(s.Lifetime, s, time.Time{}, wire.RefresherNode)
 	t.life.GraceTo = old.GraceTo
 	if !old.Over && old.Proven != 0 && t.session != nil && t.session.ID == s.ID {
-		t.life.Proven, t.life.Active, t.life.Packets = old.Proven, old.Active, old.Packets
+		t.life.Proven, t.life.Active, t.life.Packets, t.life.Refresh = old.Proven, old.Active, old.Packets, old.Refresh
 	}
 	t.session = &s
 	t.deadlineLocked()
-	if s.Lifetime != (wire.Lifetime{}) {
+	if s.Lifetime != (wire.Lifetime{}) || s.Expires.After > 0 {
 		t.m.chores.add("counters", func(context.Context) { t.m.saveCounters() })
 	}
 }
 
 // restoreLife goes on with the life of a session that outlived its process.
 func (t *dialled) restoreLife(remaining time.Duration) {
-	t.life = newLife(t.session.Lifetime, t.session.Timers.Grace, time.Time{})
+	t.life = newLife(t.session.Lifetime, *t.session, time.Time{}, wire.RefresherNode)
 	now := bootNow()
 	t.life.Restore(t.base.Ages, now, time.Now(), hostBoot())
 	t.life.GraceTo = now.Plus(remaining)
@@ -291,11 +303,10 @@ func (p *peerConn) proven(restarted bool) {
 	}
 	for _, mb := range p.g.members.byConn.list(p) {
 		mb.life.Proven, mb.life.GraceTo = p.provenAt, 0
+		mb.life.Refresh.Again(p.provenAt)
 		mb.deadline()
 	}
-	if p.restored != nil {
-		p.g.m.chores.add("terms "+connectionKey(p.id), p.offerTerms)
-	}
+	p.offerLater() // what could not be offered meanwhile
 	if restarted || p.restored != nil {
 		p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
 		p.g.m.chores.add("stamps "+connectionKey(p.id), p.tellStamps)

@@ -48,7 +48,6 @@ type member struct {
 	epoch     uint32
 	addresses []netip.Addr
 	advertise []netip.Prefix
-	routes    []netip.Prefix // as the node was last told
 	peerKey   [32]byte
 	psk       secret.Value
 	base      countersV1     // before this process
@@ -59,8 +58,9 @@ type member struct {
 	told wire.Lifetime // as the node knows it
 	held bool          // by the node: kept, and nothing passes
 
-	offer *control.Offer // addresses that were offered and are not answered; nil: none
-	asked bool           // it was offered what the configuration gives
+	terms    control.Terms               // that it has, apart from addresses
+	offer    *control.Offer              // open; nil: none
+	declined [numTermKinds]control.Terms // what its node refused last
 
 	rebuilt bool // by its ticket, in this process
 }
@@ -248,8 +248,8 @@ func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member 
 	mb := &member{
 		id: s.ID, network: n, conn: p, local: s.LocalID, node: p.node, nodeID: p.nodeID,
 		state: s.State, began: time.Now(), since: time.Now(), resumes: s.Resumes, epoch: s.KeyEpoch,
-		addresses: s.Addresses, advertise: s.Advertise, routes: s.Routes, peerKey: s.PeerKey, psk: s.PresharedKey,
-		life: newLife(n.lifetimeOf(s), s.Timers.Grace, s.Began), told: s.Lifetime, held: s.Held,
+		addresses: s.Addresses, advertise: s.Advertise, terms: termsOf(s), peerKey: s.PeerKey, psk: s.PresharedKey,
+		life: newLife(n.lifetimeOf(s), s, s.Began, wire.RefresherGateway), told: s.Lifetime, held: s.Held,
 	}
 	mb.life.CertTo = p.certTo
 	if p.provenAt != 0 {
@@ -278,27 +278,29 @@ func (n *network) admitLocked(p *peerConn, q *wire.ICRQ, networks []string, gran
 	if n.g.members.byKey[q.PublicKey] != nil {
 		return refusal(wire.CauseKeyInUse, "that session key is in use")
 	}
-	return nil
+	_, r := n.policy().Answer(q.Expires)
+	return r
 }
 
 // grantLocked gives a session what it needs, if there is an address for it. The
 // caller holds gateway.mu.
-func (n *network) grantLocked(p *peerConn) (control.Grant, *wire.Result) {
+func (n *network) grantLocked(p *peerConn, q *wire.ICRQ) (control.Grant, *wire.Result) {
 	id := session.NewID()
 	lease, err := n.pool.Lease(id, p.node, time.Now())
 	if err != nil {
 		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CausePoolExhausted, Text: err.Error()}
 	}
-	return n.grantOf(id, lease.Addresses), nil
+	return n.grantOf(q, id, lease.Addresses), nil
 }
 
 // grantOf is what a session with these addresses gets.
-func (n *network) grantOf(id session.ID, addresses []netip.Addr) control.Grant {
+func (n *network) grantOf(q *wire.ICRQ, id session.ID, addresses []netip.Addr) control.Grant {
+	expires, _ := n.policy().Answer(q.Expires) // admitted
 	return control.Grant{
 		ID: id, PrivateKey: n.private, PublicKey: n.public, Addresses: addresses,
 		Peers: n.addresses(), Routes: n.routesFor(nil), MTU: uint16(n.g.m.cfg.Data.MTU),
 		Timers:   n.timers(),
-		Lifetime: n.lifetime(), Began: time.Now(),
+		Lifetime: n.lifetime(), Expires: expires, Began: time.Now(),
 	}
 }
 

@@ -170,7 +170,7 @@ func (p *peerConn) grant(n *network, q *wire.ICRQ) (control.Grant, *wire.Result)
 		return control.Grant{}, r
 	}
 	g.replaceLocked(n, p)
-	return n.grantLocked(p)
+	return n.grantLocked(p, q)
 }
 
 // replaceLocked makes room for a node's new session: the one it had in that
@@ -251,6 +251,8 @@ func (p *peerConn) Notify(a control.Action) {
 		p.extended(a)
 	case control.TermsChanged:
 		p.termsChanged(a)
+	case control.SessionRefreshed:
+		p.refreshed(a)
 	case control.ChangeRefused:
 		p.changeRefused(a)
 	case control.SessionRekeyed, control.RekeyFailed:
@@ -299,14 +301,12 @@ func (p *peerConn) sessionUp(s control.Session) {
 		}
 		g.announceLater(n)
 	}
+	if !samePrefixes(n.routesFor(mb), mb.terms.Routes) { // they changed while it was set up
+		p.offerLater()
+	}
 	e := mb.upEvent()
 	e.Request = s.RequestID
 	g.record(mb, e)
-}
-
-// announceLater tells the nodes of a network its present routes, soon.
-func (g *gateway) announceLater(n *network) {
-	g.m.chores.add("routes "+n.cfg.Name, func(ctx context.Context) { g.announce(ctx, n) })
 }
 
 // record logs a change of a session's state, once, since the log is the history,

@@ -82,6 +82,7 @@ func (t *dialled) view() api.Tunnel {
 	v.Resumes, v.RxBytes, v.TxBytes = s.Resumes, total.RxBytes, total.TxBytes
 	v.Endpoint, v.LastHandshakeAt, v.DataAlive = endpointText(st.Endpoint), instant(st.LastHandshake), &living
 	v.ExpiresAt = instant(t.life.ExpiresAt(bootNow(), time.Now()))
+	v.LifetimeMillis, v.Refresher, v.RefreshAt = lifetimeView(&t.life.Refresh, bootNow(), time.Now())
 	v.Routes = notNil(t.taken)
 	return v
 }
@@ -117,11 +118,13 @@ func (mb *member) view(g *gateway) api.Session {
 	st := statsOf(mb.network.dev, mb.id)
 	total := mb.base.plus(st)
 	path, epoch, since := pathUDP, mb.epoch, mb.since
+	lifetime, refresher, refreshAt := lifetimeView(&mb.life.Refresh, bootNow(), time.Now())
 	return api.Session{
 		Session: mb.id.String(), Node: mb.node, Network: mb.network.cfg.Name, State: mb.shown().String(),
 		Addresses: notNil(mb.addresses), Path: &path, Endpoint: endpointText(st.Endpoint), KeyEpoch: &epoch,
 		Resumes: mb.resumes, LastHandshakeAt: instant(st.LastHandshake), RxBytes: total.RxBytes, TxBytes: total.TxBytes,
 		Since: &since, ExpiresAt: instant(mb.life.ExpiresAt(bootNow(), time.Now())), Quarantined: mb.stranger(),
+		LifetimeMillis: lifetime, Refresher: refresher, RefreshAt: refreshAt,
 	}
 }
 

@@ -161,7 +161,7 @@ func (p *peerConn) rebuild(q *wire.ICRQ) (control.Grant, *wire.Result) {
 		return control.Grant{}, refusal(wire.CauseTicketLeased, "%v", err)
 	}
 	g.rebuilding[t.Session] = rebuilding{t, q.Ticket}
-	grant := n.grantOf(t.Session, t.Addresses)
+	grant := n.grantOf(q, t.Session, t.Addresses)
 	grant.Began, grant.KeyEpoch, grant.Resumes, grant.Extended = t.Began, q.KeyEpoch, t.Resumes+1, t.Extended
 	grant.Lifetime = n.lifetimeIn(t)
 	if a := &grant.Lifetime.Absolute; *a > 0 {

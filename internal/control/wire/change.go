@@ -16,6 +16,10 @@ type ChangeOffer struct {
 	MTU               uint16
 	Timers            Timers
 	Lifetime          *Lifetime // a node's: what it asks to be left
+	// HasRoutes says that Routes, also when empty, is offered; a gateway's.
+	HasRoutes bool           `json:",omitempty"`
+	Routes    []netip.Prefix `json:",omitempty"`
+	Expires   *Expires       `json:",omitempty"` // the refresher's: a refresh, for so long
 }
 
 // ChangeAnswer answers a ChangeOffer with that RequestID: without Result its
@@ -25,6 +29,7 @@ type ChangeAnswer struct {
 	RequestID         session.ID
 	Lifetime          *Lifetime // granted
 	Result            *Result   // nothing has changed
+	Expires           *Expires  `json:",omitempty"` // agreed: the session is refreshed
 }
 
 // Type of each message.
@@ -41,6 +46,9 @@ var (
 		may(avpMTU, func(m *ChangeOffer) *uint16 { return &m.MTU }),
 		may(avpTimers, func(m *ChangeOffer) *Timers { return &m.Timers }),
 		mayPoint(avpLifetime, func(m *ChangeOffer) **Lifetime { return &m.Lifetime }),
+		may(avpReplaceRoutes, func(m *ChangeOffer) *bool { return &m.HasRoutes }),
+		list(avpRoute, func(m *ChangeOffer) *[]netip.Prefix { return &m.Routes }),
+		mayPoint(avpExpires, func(m *ChangeOffer) **Expires { return &m.Expires }),
 	)
 	changeAnswerSpec = define((*ChangeAnswer).check,
 		must(avpLocalID, func(m *ChangeAnswer) *uint32 { return &m.LocalID }),
@@ -48,6 +56,8 @@ var (
 		must(avpRequestID, func(m *ChangeAnswer) *session.ID { return &m.RequestID }),
 		mayPoint(avpLifetime, func(m *ChangeAnswer) **Lifetime { return &m.Lifetime }),
 		result(false, func(m *ChangeAnswer, grow bool) *Result { return grown(&m.Result, grow) }),
+		floor(func(m *ChangeAnswer, grow bool) *Result { return grown(&m.Result, grow) }),
+		mayPoint(avpExpires, func(m *ChangeAnswer) **Expires { return &m.Expires }),
 	)
 )
 
@@ -55,18 +65,18 @@ func (m *ChangeOffer) check() error {
 	if len(m.Peers) > 0 && len(m.Addresses) == 0 {
 		return missing("Peer Address stands without Address")
 	}
-	if len(m.Addresses) == 0 && m.MTU == 0 && m.Timers == (Timers{}) && m.Lifetime == nil {
+	if len(m.Routes) > 0 && !m.HasRoutes {
+		return missing("Route stands without Replace Routes")
+	}
+	if len(m.Addresses) == 0 && m.MTU == 0 && m.Timers == (Timers{}) && m.Lifetime == nil && !m.HasRoutes && m.Expires == nil {
 		return missing("an offer of nothing")
 	}
 	return nil
 }
 
 func (m *ChangeAnswer) check() error {
-	if m.Result != nil && m.Result.Code == 0 {
-		return missing("Cause stands without Result Code")
+	if m.Result != nil && (m.Lifetime != nil || m.Expires != nil) {
+		return missing("either Lifetime or Session Expires or Result Code, not both")
 	}
-	if m.Result != nil && m.Lifetime != nil {
-		return missing("either Lifetime or Result Code, not both")
-	}
-	return nil
+	return checkCode(m.Result)
 }

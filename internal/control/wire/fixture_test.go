@@ -50,6 +50,8 @@ func full() []Message {
 	failover := &Failover{Control: true, Data: true, RecoveryTime: 24 * time.Hour}
 	statistics := &Statistics{RxPackets: 1, TxPackets: 2, RxBytes: 1 << 40, TxBytes: 1<<64 - 1}
 	result := Result{Code: CDNAdministrative, Error: ErrorVendor, Cause: CausePrefixRight, Text: "10.20.0.0/16 – not granted"}
+	short := result
+	short.Floor = 90 * time.Second
 	return []Message{
 		&SCCRQ{
 			HostName: "branch-1", RouterID: 1, AssignedID: 2, Pseudowires: []uint16{PWTypeWireGuard, 5}, ReceiveWindow: 3,
@@ -71,7 +73,7 @@ func full() []Message {
 			LocalID: 1, Serial: 2, PWType: PWTypeWireGuard, RemoteEnd: "büro", TieBreaker: 3,
 			CircuitStatus: CircuitStatus{Active: true, New: true}, PublicKey: octetsFrom(4), KeyProof: octetsFrom(5),
 			Advertise: prefixes("10.20.0.0/16", "fd20::/48", "0.0.0.0/0", "10.1.2.3/32", "::/0"), RequestID: idFrom(6),
-			Ticket: bytes.Repeat([]byte("ticket"), 300), KeyEpoch: 6,
+			Ticket: bytes.Repeat([]byte("ticket"), 300), KeyEpoch: 6, Expires: &Expires{After: 7 * time.Second, Refresher: RefresherNode},
 		},
 		&ICRP{
 			LocalID: 1, RemoteID: 2, CircuitStatus: CircuitStatus{Active: true, New: true}, Session: idFrom(3),
@@ -79,9 +81,10 @@ func full() []Message {
 			Peers: addrs("10.77.0.1", "fd77::1"), Routes: prefixes("10.77.0.0/16", "fd77::/64"), MTU: 1420,
 			Timers:   Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour},
 			Lifetime: Lifetime{Idle: 7 * time.Second, Absolute: 8 * time.Second, Reauth: 9 * time.Second}, RequestID: idFrom(10),
+			Expires: &Expires{After: 11 * time.Second, Refresher: RefresherGateway},
 		},
 		&ICCN{LocalID: 1, RemoteID: 2, CircuitStatus: CircuitStatus{Active: true, New: true}},
-		&CDN{LocalID: 1, RemoteID: 2, Result: result, Statistics: statistics, RequestID: idFrom(3)},
+		&CDN{LocalID: 1, RemoteID: 2, Result: short, Statistics: statistics, RequestID: idFrom(3)},
 		&WEN{LocalID: 1, RemoteID: 2, CircuitErrors: CircuitErrors{3, 4, 5, 6}, Statistics: statistics},
 		&SLI{LocalID: 1, RemoteID: 2, CircuitStatus: &CircuitStatus{Active: true, New: true}, HasRoutes: true, Routes: prefixes("10.30.0.0/16"), Lifetime: &Lifetime{Idle: 3 * time.Second, Absolute: 4 * time.Second, Reauth: 1<<32*time.Second - time.Second}, Stamp: Stamp{0x40, 11: 7}, RequestID: idFrom(5)},
 		&FSQ{Sessions: []SessionPair{{1, 2}, {3, 4}}, Checkpoint: 1<<40 + 5},
@@ -94,8 +97,9 @@ func full() []Message {
 		&ChangeOffer{
 			LocalID: 1, RemoteID: 2, RequestID: idFrom(3), Addresses: addrs("10.77.0.2", "fd77::2"), Peers: addrs("10.77.0.1", "fd77::1"),
 			MTU: 1400, Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour}, Lifetime: &Lifetime{Idle: 5 * time.Second, Absolute: 4 * time.Second, Reauth: 6 * time.Second},
+			HasRoutes: true, Routes: prefixes("10.30.0.0/16"), Expires: &Expires{After: 7 * time.Second, Refresher: RefresherGateway},
 		},
-		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(3), Lifetime: &Lifetime{Idle: 1 * time.Second, Absolute: 2 * time.Second, Reauth: 3 * time.Second}},
+		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(3), Lifetime: &Lifetime{Idle: 1 * time.Second, Absolute: 2 * time.Second, Reauth: 3 * time.Second}, Expires: &Expires{After: 4 * time.Second, Refresher: RefresherNode}},
 		&Ticket{LocalID: 1, RemoteID: 2, Ticket: bytes.Repeat([]byte("ticket"), 300)},
 		&Drain{Leaving: true, Gateways: []string{"gw-2.example:443", "[2001:db8::3]:8443"}, Delay: 1500 * time.Millisecond},
 	}
@@ -125,8 +129,11 @@ func least() []Message {
 		&KeyReply{LocalID: 1, RemoteID: 2, Result: &Result{Code: CDNError}},
 		&KeyChanged{LocalID: 1, RemoteID: 2},
 		&ChangeOffer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), MTU: MinMTU},
+		&ChangeOffer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), HasRoutes: true},
+		&ChangeOffer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), Expires: &Expires{}},
 		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1)},
 		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative, Cause: CauseToken}},
+		&ChangeAnswer{LocalID: 1, RemoteID: 2, RequestID: idFrom(1), Result: &Result{Code: CDNAdministrative, Cause: CauseTooShort, Floor: time.Second}},
 		&Ticket{LocalID: 1, RemoteID: 2, Ticket: []byte{1}},
 		&Drain{},
 		&UnknownMessage{Vendor: 9, Number: 1},

@@ -41,8 +41,8 @@ var lifetime = fixed(12,
 	},
 ).where(func(l Lifetime) error {
 	for _, d := range [...]time.Duration{l.Idle, l.Absolute, l.Reauth} {
-		if d < 0 || d > maxLifetime {
-			return rangeError("%v, must be 0 to %v", d, time.Duration(maxLifetime))
+		if err := validSeconds(d); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -23,7 +23,8 @@ type Result struct {
 	Code  ResultCode
 	Error ErrorCode
 	Cause Cause
-	Text  string // for people: at most 255 octets of UTF-8, never acted upon
+	Text  string        // for people: at most 255 octets of UTF-8, never acted upon
+	Floor time.Duration `json:",omitzero"` // of a lifetime that is refused as too short, in CDN and CHA: the least; whole seconds on the wire
 }
 
 // Profile is what a node says of its protocol: SCCRQ and SCCRP.
@@ -121,6 +122,7 @@ type ICRQ struct {
 	RequestID         session.ID `json:",omitzero"`  // the wish behind it: docs/protocol.md, "Requests"
 	Ticket            []byte     `json:",omitempty"` // of a session that is to be rebuilt; else empty
 	KeyEpoch          uint32     `json:",omitempty"` // with Ticket: the one that begins
+	Expires           *Expires   `json:",omitempty"` // wished; nil: the sender knows of none
 }
 
 // ICRP grants a session.
@@ -137,7 +139,8 @@ type ICRP struct {
 	MTU               uint16
 	Timers            Timers
 	Lifetime          Lifetime
-	RequestID         session.ID `json:",omitzero"` // the wish behind it: docs/protocol.md, "Requests"
+	RequestID         session.ID `json:",omitzero"`  // the wish behind it: docs/protocol.md, "Requests"
+	Expires           *Expires   `json:",omitempty"` // agreed; nil: none
 }
 
 // Timers are what a network asks of its sessions.

@@ -84,6 +84,7 @@ var specs = byType(
 		may(avpRequestID, func(m *ICRQ) *session.ID { return &m.RequestID }),
 		chunked(avpTicket, false, func(m *ICRQ) *[]byte { return &m.Ticket }),
 		may(avpKeyEpoch, func(m *ICRQ) *uint32 { return &m.KeyEpoch }),
+		mayPoint(avpExpires, func(m *ICRQ) **Expires { return &m.Expires }),
 	),
 	define[ICRP](nil,
 		must(avpLocalID, func(m *ICRP) *uint32 { return &m.LocalID }),
@@ -100,6 +101,7 @@ var specs = byType(
 		may(avpTimers, func(m *ICRP) *Timers { return &m.Timers }),
 		may(avpLifetime, func(m *ICRP) *Lifetime { return &m.Lifetime }),
 		may(avpRequestID, func(m *ICRP) *session.ID { return &m.RequestID }),
+		mayPoint(avpExpires, func(m *ICRP) **Expires { return &m.Expires }),
 	),
 	define[ICCN](nil, // RFC 3931, section 6.8 leaves Circuit Status to the sender; here it opens the gate
 		must(avpLocalID, func(m *ICCN) *uint32 { return &m.LocalID }),
@@ -110,6 +112,7 @@ var specs = byType(
 		must(avpLocalIDOrNone, func(m *CDN) *uint32 { return &m.LocalID }),
 		must(avpRemoteIDOrNone, func(m *CDN) *uint32 { return &m.RemoteID }),
 		result(true, func(m *CDN, _ bool) *Result { return &m.Result }),
+		floor(func(m *CDN, _ bool) *Result { return &m.Result }),
 		mayPoint(avpStatistics, func(m *CDN) **Statistics { return &m.Statistics }),
 		may(avpRequestID, func(m *CDN) *session.ID { return &m.RequestID }),
 	),

@@ -139,10 +139,12 @@ const (
 	CauseNoExtension    Cause = 33 // the network's policy lets the session live no longer than it does
 	CauseChanging       Cause = 34 // another change of that session is open
 	CauseToken          Cause = 35 // that is for the other end to change
+	CauseTooShort       Cause = 36 // the lifetime asked for is shorter than the least: ask again with that
 	CauseIdle           Cause = 40 // no inner packet for longer than the network allows
 	CauseAbsolute       Cause = 41 // the session has lived as long as the network allows: reconnect
 	CauseReauth         Cause = 42 // the node did not prove itself again in time: reconnect
 	CauseExpired        Cause = 43 // the node's certificate is over: reconnect with another
+	CauseUnrefreshed    Cause = 44 // the session was not refreshed in time: reconnect
 )
 
 // Advice is what the receiver of a refusal should do.
@@ -159,7 +161,7 @@ const (
 func (c Cause) Advice() Advice {
 	switch c {
 	case CauseUnknownResume, CauseResumeProof, CauseClonedState, CauseGraceOver, CauseConfiguration, CauseCheckpoint,
-		CauseAbsolute, CauseReauth, CauseExpired,
+		CauseAbsolute, CauseReauth, CauseExpired, CauseUnrefreshed,
 		CauseTicketForeign, CauseTicketOld, CauseTicketUsed, CauseTicketLeased:
 		return Reconnect
 	case CauseUnknownNetwork, CauseNetworkRight, CausePrefixRight, CauseRevoked, CauseVersion, CauseReplaced, CauseIdle,

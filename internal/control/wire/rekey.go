@@ -91,7 +91,7 @@ func (m *KeyChanged) check() error { return checkCode(m.Result) }
 
 func checkCode(r *Result) error {
 	if r != nil && r.Code == 0 {
-		return missing("Cause stands without Result Code")
+		return missing("Cause or Minimum Expires stands without Result Code")
 	}
 	return nil
 }

@@ -261,7 +261,7 @@ func result[M any](required bool, of func(m *M, grow bool) *Result) []field {
 			v, err := avpResultCode.parse(value)
 			if err == nil {
 				r := of(any(m).(*M), true)
-				v.Cause = r.Cause // which may have stood before
+				v.Cause, v.Floor = r.Cause, r.Floor // which may have stood before
 				*r = v
 			}
 			return err

@@ -155,6 +155,8 @@ var causeTexts = map[Cause]string{
 	CauseAbsolute:       "the session has lived as long as it may",
 	CauseReauth:         "the node did not prove itself again in time",
 	CauseExpired:        "the node's certificate is over",
+	CauseTooShort:       "the lifetime is shorter than the least that is taken",
+	CauseUnrefreshed:    "the session was not refreshed in time",
 }
 
 // String says in a few words what the code means.

@@ -286,7 +286,7 @@ func wantAVPs(t *testing.T, m Message) []string {
 	case *ICCN:
 		return append(wantIDs(m.LocalID, m.RemoteID), wantCircuit(m.CircuitStatus))
 	case *CDN:
-		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), wantResult(m.Result), wantStatistics(m.Statistics), wantRequest(m.RequestID))
+		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), wantResult(m.Result), wantFloor(&m.Result), wantStatistics(m.Statistics), wantRequest(m.RequestID))
 	case *WEN:
 		e := m.CircuitErrors
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{std(34, optional, 26, "crc_errors", 0, "framing_errors", 0,
@@ -318,10 +318,11 @@ func wantAVPs(t *testing.T, m Message) []string {
 	case *KeyChanged:
 		return slices.Concat(wantIDs(m.LocalID, m.RemoteID), []string{own(10, mandatory, "%08x", m.KeyEpoch)}, wantMaybe(m.Result))
 	case *ChangeOffer:
-		return wantChange(wantIDs(m.LocalID, m.RemoteID), m.RequestID, m.Lifetime, wantAddrs(13, mandatory, m.Addresses), wantAddrs(14, optional, m.Peers),
-			when(m.MTU != 0, func() string { return own(17, mandatory, "%04x", m.MTU) }), wantTimers(m.Timers))
+		return slices.Concat(wantChange(wantIDs(m.LocalID, m.RemoteID), m.RequestID, m.Lifetime, wantAddrs(13, mandatory, m.Addresses), wantAddrs(14, optional, m.Peers),
+			when(m.MTU != 0, func() string { return own(17, mandatory, "%04x", m.MTU) }), wantTimers(m.Timers)),
+			when(m.HasRoutes, func() string { return own(16, mandatory, "") }), wantPrefixes(15, m.Routes), wantExpires(m.Expires))
 	case *ChangeAnswer:
-		return append(wantChange(wantIDs(m.LocalID, m.RemoteID), m.RequestID, m.Lifetime), wantMaybe(m.Result)...)
+		return slices.Concat(wantChange(wantIDs(m.LocalID, m.RemoteID), m.RequestID, m.Lifetime), wantMaybe(m.Result), wantFloor(m.Result), wantExpires(m.Expires))
 	case *CertReply:
 		lines := append(wantRequest(m.RequestID), wantParts(23, m.Certificate)...)
 		if m.Result != nil {
@@ -331,6 +332,14 @@ func wantAVPs(t *testing.T, m Message) []string {
 	}
 	t.Fatalf("%T is a message that this test does not know: say here what a dissector must see of it", m)
 	return nil
+}
+
+func wantExpires(e *Expires) []string {
+	return when(e != nil, func() string { return own(41, optional, "%08x%02x", uint32(e.After.Seconds()), uint8(e.Refresher)) })
+}
+
+func wantFloor(r *Result) []string {
+	return when(r != nil && r.Floor != 0, func() string { return own(42, optional, "%08x", uint32(r.Floor.Seconds())) })
 }
 
 func wantCheckpoint(serial uint64) []string {
@@ -358,7 +367,7 @@ func wantICRQ(m *ICRQ) []string {
 	}, when(m.TieBreaker != 0, func() string { return std(5, mandatory, 8, "tie_breaker", fmt.Sprintf("0x%016x", m.TieBreaker)) }),
 		[]string{own(8, mandatory, "%x", m.PublicKey[:]), own(9, mandatory, "%s", zeros)}, wantPrefixes(12, m.Advertise), wantRequest(m.RequestID),
 		wantParts(26, make([]byte, len(m.Ticket))), // blanked
-		when(m.KeyEpoch != 0, func() string { return own(10, mandatory, "%08x", m.KeyEpoch) }))
+		when(m.KeyEpoch != 0, func() string { return own(10, mandatory, "%08x", m.KeyEpoch) }), wantExpires(m.Expires))
 }
 
 func wantGateways(list []string) (all []string) {
@@ -376,7 +385,7 @@ func wantICRP(m *ICRP) []string {
 	}, wantAddrs(13, mandatory, m.Addresses), wantAddrs(14, optional, m.Peers), wantPrefixes(15, m.Routes),
 		when(m.MTU != 0, func() string { return own(17, mandatory, "%04x", m.MTU) }),
 		wantTimers(m.Timers),
-		when(m.Lifetime != Lifetime{}, func() string { return wantLifetime(m.Lifetime) }), wantRequest(m.RequestID))
+		when(m.Lifetime != Lifetime{}, func() string { return wantLifetime(m.Lifetime) }), wantRequest(m.RequestID), wantExpires(m.Expires))
 }
 
 func wantTimers(t Timers) []string {

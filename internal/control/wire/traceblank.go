@@ -17,7 +17,7 @@ var shown = showing(avpMaxValue,
 	avpPublicKey.attr, avpKeyEpoch.attr, avpSession.attr, avpAdvertise.attr, avpAddress.attr, avpPeer.attr, avpRoute.attr,
 	avpReplaceRoutes.attr, avpMTU.attr, avpTimers.attr, avpStatistics.attr, avpCause.attr, avpRequestID.attr, avpCSR.attr,
 	avpCertificate.attr, avpEncapsulation.attr, avpCiphertext.attr, avpLifetime.attr, avpTryGateway.attr, avpLeaving.attr, avpDelay.attr,
-	avpCheckpoint.attr, avpStamp.attr, avpKeypair.attr,
+	avpCheckpoint.attr, avpStamp.attr, avpKeypair.attr, avpExpires.attr, avpFloor.attr,
 ).and(proofMACAt, avpProof.attr)
 
 // proofMACAt is where the MAC begins in a Resume Proof, after generation and

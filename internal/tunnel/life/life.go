@@ -22,8 +22,9 @@ type Life struct {
 	Grace   time.Duration
 	GraceTo Instant   // end of the suspension; 0: not suspended
 	CertTo  time.Time // end of the node's certificate, on the wall clock; zero: not known here
-	CheckAt Instant   // when to look again
-	Over    bool      // its end was asked for
+	Refresh Refresh
+	CheckAt Instant // when to look again
+	Over    bool    // its end was asked for
 
 	warned map[wire.Cause]Instant // which ends were warned about
 }
@@ -31,7 +32,7 @@ type Life struct {
 // New begins all clocks now. beganAt is the session's beginning where that was
 // earlier; zero: it is not known.
 func New(terms wire.Lifetime, grace time.Duration, beganAt time.Time, now Instant, wall time.Time) Life {
-	l := Life{Terms: terms, Began: now, BeganAt: beganAt, Proven: now, Active: now, Grace: grace}
+	l := Life{Terms: terms, Began: now, BeganAt: beganAt, Proven: now, Active: now, Grace: grace, Refresh: Refresh{At: now}}
 	if !beganAt.IsZero() {
 		l.Began = now.Plus(-max(0, WallSince(beganAt, wall)))
 	}
@@ -45,6 +46,7 @@ func WallSince(from, to time.Time) time.Duration { return to.Round(0).Sub(from.R
 // CLOCK_BOOTTIME goes on; after a reboot the wall clock must do.
 type Ages struct {
 	Age, Proven time.Duration // since its beginning and since the last proof, when written
+	Refreshed   time.Duration `json:",omitzero"` // since the last refresh, likewise
 	HostBoot    string        // which start of the host; empty: nobody can tell
 	Uptime      time.Duration // when written
 	At          time.Time     // when written
@@ -52,17 +54,21 @@ type Ages struct {
 
 // Ages is what to journal; nil: nothing would be missed.
 func (l *Life) Ages(now Instant, wall time.Time, boot string) *Ages {
-	if l.Terms == (wire.Lifetime{}) {
+	if l.Terms == (wire.Lifetime{}) && l.Refresh.After == 0 {
 		return nil
 	}
-	return &Ages{now.Since(l.Began), now.Since(l.Proven), boot, time.Duration(now), wall}
+	a := &Ages{Age: now.Since(l.Began), Proven: now.Since(l.Proven), HostBoot: boot, Uptime: time.Duration(now), At: wall}
+	if l.Refresh.After > 0 {
+		a.Refreshed = now.Since(l.Refresh.At)
+	}
+	return a
 }
 
 // Restore goes on with a life that outlived its process. A session is as old as
 // the one of its clocks says that makes it older.
 func (l *Life) Restore(a *Ages, now Instant, wall time.Time, boot string) {
 	if a == nil {
-		l.Proven = l.Began // the last proof that is sure
+		l.Proven, l.Refresh.At = l.Began, l.Began // the last that is sure
 		return
 	}
 	passed := max(0, WallSince(a.At, wall))
@@ -71,6 +77,7 @@ func (l *Life) Restore(a *Ages, now Instant, wall time.Time, boot string) {
 	}
 	l.Began = min(l.Began, now.Plus(-a.Age-passed))
 	l.Proven = min(l.Proven, now.Plus(-a.Proven-passed))
+	l.Refresh.At = min(l.Refresh.At, now.Plus(-a.Refreshed-passed))
 }
 
 // AbsoluteTo is when the session has lived long enough: by CLOCK_BOOTTIME or, if
@@ -94,12 +101,13 @@ type End struct {
 }
 
 // ends are those that this end of the session acts upon; Never is among them.
-func (l *Life) ends(now Instant, wall time.Time) [4]End {
-	all := [4]End{
+func (l *Life) ends(now Instant, wall time.Time) [5]End {
+	all := [5]End{
 		{wire.CauseAbsolute, l.AbsoluteTo(now, wall), lead(l.Terms.Absolute)},
 		{wire.CauseReauth, Never, lead(l.Terms.Reauth)},
 		{wire.CauseExpired, Never, maxLead},
 		{wire.CauseIdle, Never, lead(l.Terms.Idle)},
+		{wire.CauseUnrefreshed, Never, lead(l.Refresh.After)},
 	}
 	if l.Terms.Reauth > 0 {
 		all[1].At = l.Proven.Plus(l.Terms.Reauth)
@@ -109,6 +117,9 @@ func (l *Life) ends(now Instant, wall time.Time) [4]End {
 	}
 	if l.Terms.Idle > 0 {
 		all[3].At = l.Active.Plus(l.Terms.Idle)
+	}
+	if l.Refresh.After > 0 {
+		all[4].At = l.Refresh.At.Plus(l.Refresh.After)
 	}
 	return all
 }
@@ -196,6 +207,7 @@ func (l *Life) Look(now Instant, wall time.Time, packets uint64, held bool) (rea
 // names are the ends in the words of the configuration.
 var names = map[wire.Cause]string{
 	wire.CauseAbsolute: "absolute", wire.CauseReauth: "reauth", wire.CauseIdle: "idle", wire.CauseExpired: "certificate",
+	wire.CauseUnrefreshed: "lifetime",
 }
 
 // Name is the end in the words of the configuration.

@@ -272,6 +272,8 @@ func (c *conn) act(a control.Action) {
 		c.answer = control.Changed{LocalID: a.Session.LocalID, Refusal: c.hd.(control.ChangeHandler).Change(a.Session)}
 	case control.AskExtend:
 		c.answer = c.hd.(control.ChangeHandler).Extend(a)
+	case control.AskRefresh:
+		c.answer = c.hd.(control.ChangeHandler).Refresh(a)
 	case control.AskTicket:
 		c.answer = control.Ticketed{LocalID: a.Session.LocalID, Ticket: c.hd.(control.TicketHandler).Ticket(a.Session)}
 	case control.AskSign:

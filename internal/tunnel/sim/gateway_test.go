@@ -43,6 +43,7 @@ type network struct {
 	routes  []netip.Prefix
 	terms   wire.Lifetime
 	extend  time.Duration
+	policy  life.Policy
 }
 
 // peer is a node's control connection (control.Handler).
@@ -58,12 +59,11 @@ type peer struct {
 
 // member is a session that has its addresses and a place in the data plane.
 type member struct {
-	id     session.ID
-	n      *network
-	p      *peer
-	local  uint32
-	open   bool
-	routes []netip.Prefix
+	id    session.ID
+	n     *network
+	p     *peer
+	local uint32
+	open  bool
 
 	life    life.Life
 	hard    life.Instant // when the data plane stops it
@@ -197,7 +197,7 @@ func (g *gateway) forgetMember(m *member) {
 }
 
 func (g *gateway) newMember(p *peer, s control.Session) *member {
-	m := &member{id: s.ID, n: g.network(s.Network), p: p, local: s.LocalID, routes: s.Routes}
+	m := &member{id: s.ID, n: g.network(s.Network), p: p, local: s.LocalID}
 	g.members = append(g.members, m)
 	m.begin(s)
 	return m
@@ -374,6 +374,10 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 	if r := g.drain.Refuses(wire.CDNNoFacilities, false); r != nil {
 		return control.Grant{}, r
 	}
+	expires, r := n.policy.Answer(a.Request.Expires)
+	if r != nil {
+		return control.Grant{}, r
+	}
 	g.replace(n, p)
 	if !p.may(n.name) {
 		return control.Grant{}, refusal(wire.CauseNetworkRight)
@@ -387,7 +391,9 @@ func (p *peer) Grant(a control.AskSession) (control.Grant, *wire.Result) {
 		return control.Grant{}, &wire.Result{Code: wire.CDNNoFacilities, Error: wire.ErrorResources, Cause: wire.CausePoolExhausted}
 	}
 	g.w.ghost.granted(g, n, id, p.node, l.Addresses, a.Request.PublicKey)
-	return g.grant(n, id, l.Addresses), nil
+	grant := g.grant(n, id, l.Addresses)
+	grant.Expires = expires
+	return grant, nil
 }
 
 // grant is what a session with these addresses gets.
@@ -453,6 +459,18 @@ func (p *peer) Notify(a control.Action) {
 	case control.Resumed:
 		g.w.stats.resumes++
 		p.provenNow()
+		for _, m := range p.members() {
+			g.offerAgain(m.id)
+		}
+	case control.SessionRefreshed:
+		g.refreshed(a.Session)
+		g.offerAgain(a.Session.ID)
+	case control.TermsChanged:
+		g.offerAgain(a.Session.ID)
+	case control.ChangeRefused:
+		if a.Remote {
+			g.offerAgain(a.Session.ID)
+		}
 	case control.WasSuspended:
 		p.suspendedNow()
 	case control.HoldChanged:
@@ -507,14 +525,32 @@ func (g *gateway) tidy(node session.ID) {
 	}
 }
 
-// announce tells the sessions of a network its routes.
+// announce offers the sessions of a network its routes.
 func (g *gateway) announce(n *network) {
 	for _, m := range slices.Clone(g.members) {
-		if m.n == n && !slices.Equal(m.routes, n.routes) {
-			m.routes = n.routes
-			m.p.c.do(control.ChangeRoutes{LocalID: m.local, Routes: n.routes})
+		if m.n == n {
+			m.offerRoutes()
 		}
 	}
+}
+
+// offerRoutes offers a session the routes that it has not; its machine refuses
+// where another offer is open.
+func (m *member) offerRoutes() {
+	for _, s := range m.p.c.m.Sessions() {
+		if s.ID == m.id && m.open && !slices.Equal(s.Routes, m.n.routes) {
+			m.p.c.do(control.OfferChange{LocalID: m.local, Terms: control.Terms{HasRoutes: true, Routes: m.n.routes}})
+		}
+	}
+}
+
+// offerAgain offers what could not be offered before.
+func (g *gateway) offerAgain(id session.ID) {
+	g.soon(func() {
+		if m := g.member(id); m != nil && !m.p.c.dead {
+			m.offerRoutes()
+		}
+	})
 }
 
 // revoke takes a node's rights, for good.

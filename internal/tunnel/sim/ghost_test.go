@@ -283,7 +283,7 @@ func (g *ghost) ends(c *conn) {
 			broken("equal", "%s has session %v (%v) and %s has not", c.h.name, s.ID, s.State, o.h.name)
 		}
 		if t := theirs[i]; s.State != session.Established || t.State != session.Established || s.LocalID != t.RemoteID || s.RemoteID != t.LocalID ||
-			!slices.Equal(s.Routes, t.Routes) || s.Timers != t.Timers || s.Held != t.Held || s.MTU != t.MTU || s.Lifetime != t.Lifetime || s.Offer != nil || t.Offer != nil || s.KeyEpoch != t.KeyEpoch ||
+			!slices.Equal(s.Routes, t.Routes) || s.Timers != t.Timers || s.Held != t.Held || s.MTU != t.MTU || s.Lifetime != t.Lifetime || s.Expires != t.Expires || s.Offer != nil || t.Offer != nil || s.KeyEpoch != t.KeyEpoch ||
 			!s.PresharedKey.Equal(t.PresharedKey) || !s.NextPresharedKey.Equal(t.NextPresharedKey) {
 			broken("equal", "session %v when all is quiet: %s has %v, routes %v, key epoch %d; %s has %v, routes %v, key epoch %d",
 				s.ID, c.h.name, s.State, s.Routes, s.KeyEpoch, o.h.name, t.State, t.Routes, t.KeyEpoch)
@@ -319,7 +319,7 @@ func (g *ghost) granted(gw *gateway, n *network, id session.ID, node string, add
 	g.w.stats.sessions++
 	g.sessions[id] = &lived{id: id, gateway: gw, node: node, network: n.name, addresses: addresses, nodeKey: key, alive: true, psk: map[uint32]secret.Value{},
 		was:   was,
-		truth: truth{began: g.w.now, provenAt: g.w.now}}
+		truth: truth{began: g.w.now, provenAt: g.w.now, refreshedAt: g.w.now}}
 }
 
 // comesBack checks the second half of P4: a node gets back what it had, and

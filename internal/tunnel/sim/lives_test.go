@@ -20,6 +20,7 @@ func (w *world) instant() life.Instant { return life.Instant(w.now) }
 
 // timed gives a network ends of its sessions' lives, or none.
 func (n *network) timed(w *world) {
+	n.refreshed(w)
 	if w.chance(2) {
 		return
 	}
@@ -50,6 +51,7 @@ func (n *network) lifetimeOf(s control.Session) wire.Lifetime {
 func (m *member) begin(s control.Session) {
 	g := m.p.g
 	m.life = life.New(m.n.lifetimeOf(s), s.Timers.Grace, s.Began, g.w.instant(), g.h.wall())
+	m.life.Refresh.Agreed(s.Expires, wire.RefresherGateway, g.w.instant())
 	m.held = s.Held
 	if m.p.proven != 0 {
 		m.life.Proven = m.p.proven
@@ -88,8 +90,10 @@ func (p *peer) provenNow() {
 	}
 	for _, m := range p.members() {
 		m.life.Proven, m.life.GraceTo = p.proven, 0
+		m.life.Refresh.Again(p.proven)
 		m.deadline()
-		p.g.w.ghost.sessions[m.id].provenAt = p.g.w.now
+		l := p.g.w.ghost.sessions[m.id]
+		l.provenAt, l.refreshedAt = p.g.w.now, p.g.w.now
 	}
 }
 
@@ -116,7 +120,7 @@ func (g *gateway) looks(n int) {
 	g.h.after(lookInterval, func() {
 		now, wall := g.w.instant(), g.h.wall()
 		g.w.ghost.looked(g)
-		var over []*member
+		var over, due []*member
 		for _, m := range g.members {
 			if g.w.chance(3) && m.open && !m.held {
 				m.packets++
@@ -129,12 +133,18 @@ func (g *gateway) looks(n int) {
 				m.life.Over = true
 				m.cause = reached.Cause
 				over = append(over, m)
+			} else if m.life.RefreshDue(now, g.w.rng.Float64()) {
+				due = append(due, m)
 			}
 		}
 		g.w.ghost.lives(g)
 		for _, m := range over {
 			g.w.logf("%s: the time of session %v is over: %d", g.h.name, m.id, m.cause)
+			g.w.ghost.unrefreshed(m)
 			m.p.c.do(control.CloseSession{LocalID: m.local, Result: administrative(m.cause)})
+		}
+		for _, m := range due {
+			m.p.c.do(control.RefreshSession{LocalID: m.local, After: m.life.Refresh.After})
 		}
 		if n%ageTicks == 0 {
 			g.saveAges(now, wall)
@@ -247,6 +257,7 @@ func (w *world) extend() {
 type truth struct {
 	began       time.Duration
 	provenAt    time.Duration
+	refreshedAt time.Duration
 	packetAt    time.Duration
 	extended    time.Duration
 	heldAt      time.Duration // when it was held last
@@ -281,6 +292,9 @@ func (g *ghost) lives(gw *gateway) {
 		}
 		if r := m.n.terms.Reauth; r > 0 && !l.blind {
 			latest("proof", l.provenAt+r, time.Second)
+		}
+		if after := m.life.Refresh.After; after > 0 && !l.blind {
+			latest("lifetime", l.refreshedAt+after, time.Second)
 		}
 		if c := m.p.c; c.suspended >= 0 {
 			latest("grace", c.suspended+c.remaining+c.slack, time.Second)

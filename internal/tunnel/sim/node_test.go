@@ -51,6 +51,9 @@ type tunnel struct {
 	failures int
 	givenUp  bool
 	cause    wire.Cause
+
+	wish       wire.Expires
+	refreshing int // number of the present wait for the next refresh
 }
 
 // newNode has a link to each gateway, or roams: has one to all of them.
@@ -77,7 +80,7 @@ func (w *world) newNode(i int, roams bool) *node {
 func (n *node) newLink(gateways []*gateway) {
 	l := &link{n: n, gateways: gateways, key: strings.Join(names(gateways), ",")}
 	for _, net := range gateways[0].networks {
-		l.tunnels = append(l.tunnels, &tunnel{l: l, label: l.key + "/" + net.name, network: net.name})
+		l.tunnels = append(l.tunnels, &tunnel{l: l, label: l.key + "/" + net.name, network: net.name, wish: n.w.wish()})
 	}
 	if len(gateways) > 2 && n.w.chance(4) {
 		l.unjoined = gateways[len(gateways)-1]
@@ -94,7 +97,7 @@ func (n *node) starts() {
 		*l = link{n: n, gateways: l.gateways, key: l.key, tunnels: l.tunnels, course: course{unjoined: l.unjoined}}
 		l.course.begins(l)
 		for _, t := range l.tunnels {
-			*t = tunnel{l: l, label: t.label, network: t.network, wanted: !n.h.disk.unwanted[t.label]}
+			*t = tunnel{l: l, label: t.label, network: t.network, wanted: !n.h.disk.unwanted[t.label], wish: t.wish, refreshing: t.refreshing}
 		}
 	}
 	for _, r := range slices.Clone(n.h.disk.rows) {
@@ -240,7 +243,7 @@ func (l *link) ask() {
 		private, public := l.n.w.keyPair()
 		l.serial++
 		t.state = session.WaitReply
-		l.c.do(control.OpenSession{Network: t.network, Label: t.label, Serial: l.serial, PrivateKey: private, PublicKey: public})
+		l.c.do(control.OpenSession{Network: t.network, Label: t.label, Serial: l.serial, PrivateKey: private, PublicKey: public, Expires: t.wish})
 	}
 	l.sleep(wait)
 }
@@ -360,11 +363,18 @@ func (k *linkConn) Notify(a control.Action) {
 		}
 		l.all(session.Established)
 		l.proves()
+		l.refreshAll()
 	case control.SessionUp:
 		if t := l.labelled(a.Session.Label); t != nil {
 			t.session, t.state, t.failures, t.cause = &a.Session, session.Established, 0, wire.CauseNone
+			t.refreshes(a.Session)
 		}
 		l.proves()
+	case control.SessionRefreshed:
+		if t := l.labelled(a.Session.Label); t != nil {
+			t.session = &a.Session
+			t.refreshes(a.Session)
+		}
 	case control.SessionRefused:
 		if t := l.labelled(a.Label); t != nil {
 			t.refused(a.Result)

@@ -84,12 +84,17 @@ func (p *peer) rebuild(q *wire.ICRQ) (control.Grant, *wire.Result) {
 	case !g.w.healed && g.w.chance(8):
 		return refuse(wire.CauseBusy)
 	}
+	expires, r := n.policy.Answer(q.Expires)
+	if r != nil {
+		return control.Grant{}, r
+	}
 	if n.pool.Claim(pool.Lease{Session: t.id, Owner: p.node, Addresses: t.addresses}, g.h.wall()) != nil {
 		return refuse(wire.CauseTicketLeased)
 	}
 	g.w.ghost.rebuilt(g, t)
 	g.rebuilding[t.id] = string(q.Ticket)
 	grant := g.grant(n, t.id, t.addresses)
+	grant.Expires = expires
 	grant.KeyEpoch, grant.Resumes, grant.Began, grant.Extended = q.KeyEpoch, t.resumes+1, t.began, t.extended
 	if a := &grant.Lifetime.Absolute; *a > 0 {
 		*a = max(time.Second, *a+t.extended-g.h.wall().Sub(t.began))
@@ -188,7 +193,7 @@ func (g *ghost) rebuilt(gw *gateway, t ticket) {
 	for _, a := range t.addresses {
 		delete(g.freed, gw.h.name+"/"+l.network+"/"+a.String())
 	}
-	l.provenAt, l.seenFrom, l.blind = g.w.now, g.w.now, l.blind || gw.h.stepped
+	l.provenAt, l.refreshedAt, l.seenFrom, l.blind = g.w.now, g.w.now, g.w.now, l.blind || gw.h.stepped
 	l.alive, l.toldIn = true, 0 // it is lost until it is on disk
 	g.w.stats.rebuilds++
 }

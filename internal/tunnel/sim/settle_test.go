@@ -63,6 +63,15 @@ func (w *world) play() {
 		w.run(w.now + w.pause())
 	}
 	w.heal()
+	w.settle()
+	if w.seed%16 == 0 { // and so it stays, while lifetimes are refreshed
+		w.run(w.now + 5*time.Minute)
+		w.settle()
+	}
+}
+
+// settle runs until all is as it is wished.
+func (w *world) settle() {
 	var why error
 	for range 60 {
 		w.run(w.now + 10*time.Second)
@@ -88,7 +97,7 @@ func (w *world) pause() time.Duration {
 
 // heal ends all accidents.
 func (w *world) heal() {
-	w.healed = true
+	w.healed, w.healedAt = true, w.now
 	w.logf("no accident from here on")
 	var hosts []*host
 	for _, g := range w.gateways {

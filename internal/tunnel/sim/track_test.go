@@ -157,6 +157,8 @@ func packet(p *wire.Packet) string {
 		text += fmt.Sprintf(" %08x/%08x", m.LocalID, m.RemoteID)
 	case *wire.SLI:
 		text += fmt.Sprintf(" %08x/%08x %v", m.LocalID, m.RemoteID, m.Routes)
+	case *wire.ChangeOffer:
+		text += fmt.Sprintf(" %08x/%08x %v %v", m.LocalID, m.RemoteID, m.RequestID, m.Routes)
 	case *wire.SCCRQ:
 		if m.Recovery != nil {
 			text += fmt.Sprintf(" resuming, generation %d, attempt %d, cursor %v", m.Proof.Generation, m.Proof.Attempt, *m.Cursor)

@@ -25,6 +25,7 @@ type world struct {
 	lines    []*line // transports with an end that is alive
 	lastLine uint64
 	healed   bool // no accident any more
+	healedAt time.Duration
 
 	ghost ghost
 	stats stats
@@ -34,7 +35,7 @@ type world struct {
 // stats is what a schedule amounts to.
 type stats struct {
 	steps, cuts, crashes, resumes, sessions, ends, saves, full, clocks, thefts, losses, rebuilds int
-	drains, moves, retargets, loops                                                              int
+	drains, moves, retargets, loops, refreshes                                                   int
 	pairs                                                                                        map[pair]int
 }
 
