@@ -101,7 +101,7 @@ func newEngine(c config.Data, listen netip.AddrPort, journal session.ID, heir *i
 	if c.Engine == config.EngineReference {
 		return reference.New(reference.Config{Listen: listen, Mark: host.Mark, Log: log})
 	}
-	n := native.Config{Listen: listen, Mark: host.Mark, Journal: journal, AllowSwap: c.AllowSwap, Log: log}
+	n := native.Config{Listen: listen, Mark: host.Mark, Journal: journal, AllowSwap: c.AllowSwap, NoOffload: !c.Offload, Log: log}
 	if heir.store == nil {
 		return native.New(n)
 	}

@@ -129,13 +129,14 @@ type Data struct {
 	Redial time.Duration // of control, by a new transport beside the old one
 
 	AllowSwap bool // keys may lie in memory that a swap could take in
+	Offload   bool // the kernel may cut and join packets
 }
 
 // Default returns what stands where the file says nothing.
 func Default() Config {
 	return Config{
 		Node: Node{StateDir: "/var/lib/tunneld", Socket: "/run/tunneld/tunneld.sock"},
-		Data: Data{Engine: EngineNative, MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
+		Data: Data{Engine: EngineNative, MTU: 1420, Rekey: time.Hour, Redial: time.Hour, Offload: true},
 	}
 }
 
@@ -208,6 +209,7 @@ func (d *decoder) config(top *table) Config {
 		t.duration("rekey", &c.Data.Rekey)
 		t.duration("redial", &c.Data.Redial)
 		t.boolean("allow_swap", &c.Data.AllowSwap)
+		t.boolean("offload", &c.Data.Offload)
 		t.end()
 	}
 	top.end()
@@ -272,7 +274,7 @@ var sections = map[string][]string{
 	"[[network]]":      {"name", "pools", "routes", "interface", "masquerade", "rate_up", "rate_down", "direction", "timers"},
 	"[network.timers]": {"hello", "misses", "grace", "cooloff", "idle", "absolute", "reauth", "extend", "lifetime", "min_lifetime", "refresher"},
 	"[[tunnel]]":       {"name", "gateways", "network", "interface", "auto", "advertise", "accept_routes", "lifetime", "refresher"},
-	"[data]":           {"engine", "mtu", "rekey", "redial", "allow_swap"},
+	"[data]":           {"engine", "mtu", "rekey", "redial", "allow_swap", "offload"},
 }
 
 // home returns the section in which key is at home, if there is exactly one.

@@ -79,7 +79,7 @@ gateways = ["192.0.2.1:443"]
 			Timers: Timers{Hello: 20 * time.Second, Misses: 3, Grace: 24 * time.Hour, Cooloff: 15 * time.Minute, Refresher: RefresherNode},
 		}},
 		Tunnels: []Tunnel{{Name: "home", Gateways: []string{"192.0.2.1:443"}, Network: "home", Auto: true}},
-		Data:    Data{Engine: "native", MTU: 1420, Rekey: time.Hour, Redial: time.Hour},
+		Data:    Data{Engine: "native", MTU: 1420, Rekey: time.Hour, Redial: time.Hour, Offload: true},
 		file:    "test.toml",
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -49,9 +49,7 @@ func openTUN(c engine.DeviceConfig, queues int, offload bool) (*tunnel, error) {
 		t.close()
 		return nil, engine.InterfaceError(c.Interface, err)
 	}
-	if offload {
-		t.setOffloads()
-	}
+	t.setOffloads(offload)
 	if err := t.setMTU(c.MTU); err != nil {
 		t.close()
 		return nil, fmt.Errorf("interface %s: %w", c.Interface, engine.Permission(err))
@@ -82,9 +80,7 @@ func adoptTUN(c engine.DeviceConfig, fds []int, offload bool) (*tunnel, error) {
 			return nil, err
 		}
 	}
-	if offload {
-		t.setOffloads()
-	}
+	t.setOffloads(offload)
 	if err := t.setMTU(c.MTU); err != nil {
 		t.close()
 		return nil, err
@@ -145,10 +141,15 @@ func (t *tunnel) addQueue(flags uint16) error {
 }
 
 // setOffloads lets the kernel give and take packets larger than the MTU, and
-// leave checksums to us. What a kernel refuses costs speed.
-func (t *tunnel) setOffloads() {
-	tcp, udp := true, true
+// leave checksums to us, or ends that: a process before may have had it on. What
+// a kernel refuses costs speed.
+func (t *tunnel) setOffloads(on bool) {
+	tcp, udp := on, on
 	for _, fd := range t.fds {
+		if !on {
+			_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0) // what cannot be set is not on
+			continue
+		}
 		tcp = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcpOffloads) == nil && tcp
 		udp = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcpOffloads|udpOffloads) == nil && udp
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -124,4 +125,50 @@ func TestTakeOver(t *testing.T) {
 		unix.IoctlSetInt(taken.fds[0], unix.TUNSETPERSIST, 0)
 		taken.close()
 	})
+}
+
+// TestOffloadsEnd adopts an interface whose offloads the process before had on,
+// with and without wanting them.
+func TestOffloadsEnd(t *testing.T) {
+	inNamespace(t, func() {
+		c := engine.DeviceConfig{Interface: "tnl0", MTU: 1300}
+		tun, err := openTUN(c, 2, true)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer tun.close()
+		for _, want := range []bool{true, false, true} {
+			next, err := adoptTUN(c, tun.fds, want)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			tun = next
+			if on, err := segmentation(c.Interface); err != nil || on != want || tun.tcp.Load() != want {
+				t.Errorf("adopted with offloads %v: the kernel gives large packets: %v, %v, and we do: %v", want, on, err, tun.tcp.Load())
+			}
+		}
+	})
+}
+
+// segmentation reports whether an interface takes large TCP packets from the
+// kernel (ETHTOOL_GTSO of linux/ethtool.h).
+func segmentation(name string) (bool, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	value := struct{ cmd, data uint32 }{cmd: 0x1e}
+	ifr := struct {
+		name  [unix.IFNAMSIZ]byte
+		value *struct{ cmd, data uint32 }
+		_     [16]byte
+	}{value: &value}
+	copy(ifr.name[:], name)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
+		return false, errno
+	}
+	return value.data != 0, nil
 }

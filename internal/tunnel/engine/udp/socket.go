@@ -58,16 +58,19 @@ func (s *Socket) Prepare(fd int, mark uint32, offload bool) error {
 		}
 	}
 	_ = unix.SetsockoptInt(fd, level, class, 1) // without it congestion marks are lost, no packets
-	if offload {
-		s.setOffloads(fd)
-	}
+	s.setOffloads(fd, offload)
 	return nil
 }
 
 // setOffloads turns segmentation and coalescing on where the kernel has them.
 // It must be able to say that coalescing is on (Linux 5.12), since a receiver
-// that does not expect it takes several datagrams for one.
-func (s *Socket) setOffloads(fd int) {
+// that does not expect it takes several datagrams for one. A process before may
+// have turned it on.
+func (s *Socket) setOffloads(fd int, wanted bool) {
+	if !wanted {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+		return
+	}
 	_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	s.GSO.Store(err == nil)
 	if _, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO); err != nil {

@@ -99,3 +99,23 @@ func TestEndpoint(t *testing.T) {
 		t.Error("after ClearSource the source is named, or thought to be right")
 	}
 }
+
+// TestOffloadsEnd prepares a socket again, as the next process does, without
+// wanting what the one before had.
+func TestOffloadsEnd(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for _, want := range []bool{true, false} {
+		s := Socket{Local: netip.MustParseAddrPort("127.0.0.1:1")}
+		if err := s.Prepare(fd, 0, want); err != nil {
+			t.Fatal(err)
+		}
+		on, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+		if err != nil || on == 1 != want || s.GRO != want || s.GSO.Load() != want {
+			t.Errorf("prepared with offloads %v: UDP_GRO = %d, %v, GRO %v, GSO %v", want, on, err, s.GRO, s.GSO.Load())
+		}
+	}
+}
