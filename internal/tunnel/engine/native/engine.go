@@ -47,8 +47,8 @@ type Config struct {
 	// Listen is where UDP is bound. The zero address and :: are every address
 	// of both families; port 0 is any port that is free.
 	Listen netip.AddrPort
-	// Sockets, if any, are used instead of binding Listen: at most one of each
-	// family, on one port. New owns them, also when it fails.
+	// Sockets, if any, are used instead of binding Listen, all on one port. New
+	// owns them, also when it fails.
 	Sockets []*net.UDPConn
 	// Mark is set on what the engine sends, so that routing rules can keep it
 	// out of the tunnels. Zero: none.
@@ -59,6 +59,10 @@ type Config struct {
 	// Queues is how many threads read from each TUN device. Zero: one for each
 	// processor, up to four.
 	Queues int
+	// Receivers is how many threads receive of each family, each from a socket of
+	// its own. Zero: one for two processors, up to four. Sockets that are taken
+	// over stay as many as they are.
+	Receivers int
 	// Keeper, if there is one, keeps what a process after this one can go on
 	// with: sockets, TUN devices, and a memory file with the live keypairs.
 	Keeper Keeper
@@ -150,6 +154,14 @@ func New(c Config) (*Engine, error) {
 	return e, nil
 }
 
+// receivers is how many sockets of each family there are to be.
+func (c *Config) receivers() int {
+	if c.Receivers > 0 {
+		return c.Receivers
+	}
+	return max(1, min(runtime.NumCPU()/2, maxReceivers))
+}
+
 // openSockets makes what Close closes.
 func (e *Engine) openSockets() (err error) {
 	conns, kept := e.config.Sockets, false
@@ -157,7 +169,7 @@ func (e *Engine) openSockets() (err error) {
 		conns, kept = e.legacy.sockets(e.config.Listen)
 	}
 	if len(conns) == 0 {
-		if conns, err = udp.Listen(e.config.Listen); err != nil {
+		if conns, err = udp.Listen(e.config.Listen, e.config.receivers()); err != nil {
 			return err
 		}
 	}

@@ -240,7 +240,7 @@ func TestForeignLegacy(t *testing.T) {
 
 // TestForeignSockets: sockets bound elsewhere are not used.
 func TestForeignSockets(t *testing.T) {
-	conns, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"))
+	conns, err := udp.Listen(netip.MustParseAddrPort("127.0.0.1:0"), 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -177,6 +177,23 @@ func TestLoop(t *testing.T) {
 	})
 }
 
+// TestSeveralSockets has one engine receive from several sockets of one port.
+func TestSeveralSockets(t *testing.T) {
+	gateway := newLoopOf(t, Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Receivers: 3})
+	if n := len(gateway.engine.sockets); n != 3 {
+		t.Fatalf("%d sockets, want 3", n)
+	}
+	for i := range byte(8) {
+		node := newLoop(t)
+		inner := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, 10 + i}), 32)}
+		sessions(node, gateway, gateway.addr(), func(a, b *engine.Session) { b.AllowedIPs = inner })
+		for n := range 10 {
+			passesOn(t, node, gateway, 10+i, 2, fmt.Sprint(n))
+			passesOn(t, gateway, node, 2, 10+i, fmt.Sprint(n))
+		}
+	}
+}
+
 // TestForeignSource sends from an address that is not the session's.
 func TestForeignSource(t *testing.T) {
 	a, b := newLoop(t), newLoop(t)

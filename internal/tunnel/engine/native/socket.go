@@ -10,6 +10,9 @@ import (
 	"tunneld/internal/tunnel/engine/udp"
 )
 
+// maxReceivers bounds the threads that receive of one family.
+const maxReceivers = 4
+
 // A socket is one UDP socket of the engine: a descriptor of its own, which no
 // poller of the runtime knows. Any thread may send, one receives.
 type socket struct {

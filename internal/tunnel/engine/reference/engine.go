@@ -68,7 +68,7 @@ func New(c Config) (*Engine, error) {
 	conns := c.Sockets
 	if len(conns) == 0 {
 		var err error
-		if conns, err = udp.Listen(c.Listen); err != nil {
+		if conns, err = udp.Listen(c.Listen, 1); err != nil {
 			return nil, err
 		}
 	}

@@ -1,11 +1,16 @@
 package udp
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tunneld/internal/tunnel/engine"
 )
 
 func TestRemedy(t *testing.T) {
@@ -117,5 +122,56 @@ func TestOffloadsEnd(t *testing.T) {
 		if err != nil || on == 1 != want || s.GRO != want || s.GSO.Load() != want {
 			t.Errorf("prepared with offloads %v: UDP_GRO = %d, %v, GRO %v, GSO %v", want, on, err, s.GRO, s.GSO.Load())
 		}
+	}
+}
+
+// TestListenSeveral binds several sockets to one port: what comes from one place
+// comes to one of them, all have their part, and nobody else gets the port.
+func TestListenSeveral(t *testing.T) {
+	const n, places = 3, 100
+	conns, err := Listen(netip.MustParseAddrPort("127.0.0.1:0"), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer CloseAll(conns)
+	at := LocalAddr(conns[0])
+	if _, err := Listen(at, n); !errors.Is(err, engine.ErrPortTaken) {
+		t.Errorf("Listen on a taken port = %v, want %v", err, engine.ErrPortTaken)
+	}
+	for range places {
+		from, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := from.Write([]byte{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		from.Close()
+	}
+	total := 0
+	for i, c := range conns {
+		got := make(map[netip.AddrPort]int)
+		for {
+			c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // all is there already
+			_, from, err := c.ReadFromUDPAddrPort(make([]byte, 1))
+			if err != nil {
+				break
+			}
+			got[from]++
+			total++
+		}
+		for from, k := range got {
+			if k != 2 {
+				t.Errorf("socket %d has %d of 2 datagrams from %v", i, k, from)
+			}
+		}
+		if len(conns) != n || len(got) == 0 || LocalAddr(c) != at {
+			t.Errorf("socket %d of %d, at %v, has had datagrams from %d places, want some", i, len(conns), LocalAddr(c), len(got))
+		}
+	}
+	if total != 2*places {
+		t.Errorf("%d datagrams arrived, want %d", total, 2*places)
 	}
 }
