@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -86,58 +87,120 @@ func TestDiskMend(t *testing.T) {
 	}
 }
 
-// TestFullDiskRefusesWhatIsNew: the session that lives is not touched, another
-// is refused with its own cause, status says so, and all of it ends by itself.
+// narrow has no room for a probe, while it is, and for everything else.
+type narrow struct {
+	store.Store
+	is atomic.Bool
+}
+
+func (n *narrow) Update(fn func(store.Tx) error) error {
+	probe := false
+	err := n.Store.Update(func(tx store.Tx) error {
+		probe = false
+		return fn(probing{tx, &probe})
+	})
+	if probe && n.is.Load() {
+		return notStored(syscall.ENOSPC)
+	}
+	return err
+}
+
+// probing tells whether a transaction is a probe.
+type probing struct {
+	store.Tx
+	is *bool
+}
+
+func (p probing) Put(bucket, key string, value []byte) error {
+	*p.is = *p.is || bucket == bucketProbe
+	return p.Tx.Put(bucket, key, value)
+}
+
+// TestFullDiskRefusesWhatIsNew: the session that lives is not touched, others are
+// refused with their own cause before anything is tried, status says so, and all
+// of it ends by itself.
 func TestFullDiskRefusesWhatIsNew(t *testing.T) {
-	gw, alice := pair(t)
-	id := established(t, gw, alice)
-	bob := newNodeDaemon(t, "bob")
-	bob.run()
-	t.Cleanup(bob.end)
-	bob.join(gw)
-	wait(t, "bob's session", func() bool { return bob.tunnel().State == "established" })
+	var room *narrow
+	gw, alice, bob, carol := newGatewayDaemon(t), newNodeDaemon(t, "alice"), newNodeDaemon(t, "bob"), newNodeDaemon(t, "carol")
+	gw.disk = func(s store.Store) store.Store {
+		room = &narrow{Store: s}
+		return room
+	}
+	for _, d := range []*daemon{gw, alice, bob, carol} {
+		d.run()
+		t.Cleanup(d.end)
+		if d != gw {
+			d.join(gw)
+			wait(t, "a session", func() bool { return d.tunnel().State == "established" })
+		}
+	}
+	id := *alice.tunnel().Session
 	if err := bob.m.Down(t.Context(), "office"); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "its end at the gateway", func() bool { return len(gw.sessions()) == 1 })
+	conns := func() int {
+		gw.m.gateway.mu.Lock()
+		defer gw.m.gateway.mu.Unlock()
+		return len(gw.m.gateway.conns)
+	}
+	wait(t, "the end of bob's connection", func() bool { return conns() == 2 })
+
+	room.is.Store(true)
 	gw.m.disks[0].set(notStored(syscall.ENOSPC))
-	gw.store.FailUpdates(1 << 30)
-	if _, err := bob.m.Up(t.Context(), "office", 0); err != nil {
+	if _, err := bob.m.Up(t.Context(), "office", 0); err != nil { // by a new connection
 		t.Fatal(err)
 	}
-	wait(t, "bob's refusal", func() bool {
-		why := bob.tunnel().LastError
-		return why != nil && strings.Contains(*why, "the journal cannot be written there")
-	})
-	if s := gw.sessions(); len(s) != 1 || s[0].Session != id {
-		t.Errorf("sessions = %+v, want %s alone", s, id)
+	if err := gw.m.KillSession(t.Context(), *carol.tunnel().Session, ""); err != nil { // it asks for another by the one it has
+		t.Fatal(err)
 	}
-	problem := func() bool {
-		st, err := gw.m.Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return slices.ContainsFunc(st.Problems, func(p api.Problem) bool { return strings.Contains(p.What, "cannot be written since") })
+	for _, d := range []*daemon{bob, carol} {
+		wait(t, "the refusal of "+d.cfg.Node.Name, func() bool {
+			why := d.tunnel().LastError
+			return why != nil && strings.Contains(*why, "the journal cannot be written there")
+		})
 	}
-	if !problem() {
+	if n := conns(); n != 2 {
+		t.Errorf("%d connections, want those of alice and carol alone", n)
+	}
+	if s := alice.tunnel(); s.State != "established" || *s.Session != id {
+		t.Errorf("the session that lives is %s, %s; want %s established", *s.Session, s.State, id)
+	}
+	if !gw.problem("cannot be written since") {
 		t.Error("status names no problem")
 	}
-	gw.store.FailUpdates(0)
-	wait(t, "bob's session", func() bool { return bob.tunnel().State == "established" })
-	if problem() {
+	room.is.Store(false)
+	for _, d := range []*daemon{bob, carol} {
+		wait(t, "a session of "+d.cfg.Node.Name, func() bool { return d.tunnel().State == "established" })
+	}
+	if gw.problem("cannot be written since") {
 		t.Error("status names a problem that is over")
 	}
-	var told []string
-	past, _, err := gw.m.Events(t.Context(), false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range past {
-		if strings.HasPrefix(e.Event, "journal-") {
-			told = append(told, e.Event)
-		}
-	}
-	if !slices.Equal(told, []string{"journal-failing", "journal-recovered"}) {
+	if told := gw.told("journal-"); !slices.Equal(told, []string{"journal-failing", "journal-recovered"}) {
 		t.Errorf("events = %q, want one failure and one recovery", told)
 	}
+}
+
+// problem reports whether status names one that says what.
+func (d *daemon) problem(what string) bool {
+	d.t.Helper()
+	st, err := d.m.Status(d.t.Context())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return slices.ContainsFunc(st.Problems, func(p api.Problem) bool { return strings.Contains(p.What, what) })
+}
+
+// told are the kinds of remembered events that begin so.
+func (d *daemon) told(begin string) (kinds []string) {
+	d.t.Helper()
+	past, _, err := d.m.Events(d.t.Context(), false)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, e := range past {
+		if strings.HasPrefix(e.Event, begin) {
+			kinds = append(kinds, e.Event)
+		}
+	}
+	return kinds
 }

@@ -17,6 +17,7 @@ import (
 	"tunneld/internal/auth"
 	"tunneld/internal/config"
 	"tunneld/internal/session"
+	"tunneld/internal/store"
 	"tunneld/internal/store/storetest"
 	"tunneld/internal/tunnel/engine"
 	"tunneld/internal/tunnel/engine/enginetest"
@@ -38,10 +39,11 @@ type daemon struct {
 	listen func(string) (net.Listener, error)
 	trace  io.Writer // nil: none
 	keys   KeyOptions
-	book   *book                   // of Info lines; nil: they are not kept
-	leaves bool                    // interfaces, to the next process
-	kept   map[session.ID][]uint32 // keypairs that the engine goes on with
-	keep   auth.Keep               // outside the store; zero: nothing
+	book   *book                         // of Info lines; nil: they are not kept
+	leaves bool                          // interfaces, to the next process
+	kept   map[session.ID][]uint32       // keypairs that the engine goes on with
+	keep   auth.Keep                     // outside the store; zero: nothing
+	disk   func(store.Store) store.Store // what the store lies on; nil: nothing that matters
 }
 
 // run starts a Manager on what the daemon has; the store goes on, engine and
@@ -51,8 +53,12 @@ func (d *daemon) run() {
 	d.engine, d.host = &enginetest.Fake{}, hosttest.New()
 	d.engine.SetPort(40443)
 	d.engine.Keep(d.kept)
+	st := store.Store(d.store)
+	if d.disk != nil {
+		st = d.disk(st)
+	}
 	m, err := New(Options{
-		Config: d.cfg, Store: d.store, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves, Keep: d.keep,
+		Config: d.cfg, Store: st, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves, Keep: d.keep,
 		Log: slog.New(d.logHandler()).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {

@@ -88,7 +88,6 @@ func TestFullDisk(t *testing.T) {
 	if slices.Contains(known, refused) {
 		t.Errorf("%s was refused, and is there after a kill", refused)
 	}
-	w.resumed(alice, 1)
 
 	w.check(disk.Empty())
 	w.eventually("the end of the problem", func() bool { return !w.problem(w.hq) })

@@ -1,10 +1,7 @@
 package e2e
 
 import (
-	"bytes"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,12 +110,7 @@ func TestDrainWithoutAnother(t *testing.T) {
 // drainsOnStop has hq let its nodes leave when it is to stop.
 func (w *world) drainsOnStop(wait string) {
 	w.t.Helper()
-	w.check(w.hq.Process().Stop())
-	file := filepath.Join(w.hq.Dir(), "tunneld.toml")
-	b, err := os.ReadFile(file)
-	w.check(err)
-	w.check(os.WriteFile(file, bytes.Replace(b, []byte("\n[gateway]\n"), []byte("\n[gateway]\ndrain_on_stop = \""+wait+"\"\n"), 1), 0o600))
-	w.start(w.hq)
+	w.reconfigured("\n[gateway]\n", "\n[gateway]\ndrain_on_stop = \""+wait+"\"\n")
 }
 
 func (w *world) signal(d *netlab.Daemon, s syscall.Signal) {

@@ -1,12 +1,9 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"tunneld/internal/netlab"
@@ -43,20 +40,6 @@ func (w *world) flood(from string, to netip.Addr, n int) {
 	for range n {
 		conn.WriteToUDP(block, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9))) // what the host does not take is as good as dropped
 	}
-}
-
-// reconfigured restarts hq with another text where [[network]] had the old one.
-func (w *world) reconfigured(old, text string) {
-	w.t.Helper()
-	w.check(w.hq.Process().Stop())
-	file := filepath.Join(w.hq.Dir(), "tunneld.toml")
-	b, err := os.ReadFile(file)
-	w.check(err)
-	if !bytes.Contains(b, []byte(old)) {
-		w.t.Fatalf("no %q in the configuration", old)
-	}
-	w.check(os.WriteFile(file, bytes.Replace(b, []byte(old), []byte(text), 1), 0o600))
-	w.start(w.hq)
 }
 
 // TestRateLimit floods a session both ways: little passes, the rest is counted as

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"tunneld/internal/netlab"
 )
@@ -145,4 +146,35 @@ func (w *world) noHandshake(what string, node netlab.TunnelStatus, gateway netla
 		w.t.Errorf("%s: the last handshake was at %q and %q, and is at %q and %q for the node and the gateway: there was another",
 			what, node.Handshake, gateway.Handshake, nodeAfter.Handshake, gatewayAfter.Handshake)
 	}
+}
+
+// TestServiceDrains: a stop that has the nodes leave takes longer than systemd
+// lets a stop take, and systemd has been asked for that. The keys are in memory
+// that is to be locked.
+func TestServiceDrains(t *testing.T) {
+	netlab.RequireMachine(t)
+	w := newStage(t, roadPlan)
+	hq := w.service("hq", "[network.timers]\nhello = \"1s\"\n", officeInit...)
+	w.hq = hq.Daemon
+	hq.systemctl("stop")
+	w.edit(w.hq, "\n[gateway]\n", "\n[gateway]\ndrain_on_stop = \"12s\"\n")
+	w.start(w.hq)
+	alice := w.node("alice")
+	before, _ := w.established(alice)
+	s, err := w.hq.Status(w.patience())
+	w.check(err)
+	if k := s.KeyMemory; !k.Locked && !strings.Contains(k.Why, "RLIMIT_MEMLOCK is too low") { // the machine's own limit may be
+		t.Errorf("key memory under the unit: %+v, want a file that is locked as far as the limit goes", k)
+	}
+	begin := time.Now()
+	hq.systemctl("stop") // alice has nowhere to go, and is waited for
+	if d := time.Since(begin); d < 11*time.Second {
+		t.Errorf("the stop took %v, want the 12 s of drain_on_stop, beyond the 10 s of the unit", d)
+	}
+	if result, code := hq.property("Result"), hq.property("ExecMainStatus"); result != "success" || code != "0" {
+		t.Errorf("the stop: result %s, status %s; want success and 0", result, code)
+	}
+	w.start(w.hq)
+	after, _ := w.established(alice)
+	w.same(before, after)
 }

@@ -156,10 +156,7 @@ func (w *world) gateway(host, edit string, init ...string) *netlab.Daemon {
 	d := w.net.Hosts[host].Daemon(bin, "node")
 	w.check(d.Init(w.patience(), init...))
 	if edit != "" {
-		file := filepath.Join(d.Dir(), "tunneld.toml")
-		b, err := os.ReadFile(file)
-		w.check(err)
-		w.check(os.WriteFile(file, bytes.Replace(b, []byte("\n[[network]]\n"), []byte("\n[[network]]\n"+edit+"\n"), 1), 0o600))
+		w.edit(d, "\n[[network]]\n", "\n[[network]]\n"+edit+"\n")
 	}
 	w.check(d.Configure("[network.timers]\nhello = \"1s\"\n"), d.Configure(dataSection(w.engines.gateway, "")))
 	w.start(d)
@@ -195,6 +192,27 @@ func (w *world) start(d *netlab.Daemon) {
 	w.t.Helper()
 	w.check(d.Start())
 	w.check(d.WaitReady(w.patience()))
+}
+
+// reconfigured restarts hq with another text where its configuration had the old
+// one.
+func (w *world) reconfigured(old, text string) {
+	w.t.Helper()
+	w.check(w.hq.Process().Stop())
+	w.edit(w.hq, old, text)
+	w.start(w.hq)
+}
+
+// edit replaces the first old text in a node's configuration.
+func (w *world) edit(d *netlab.Daemon, old, text string) {
+	w.t.Helper()
+	file := filepath.Join(d.Dir(), "tunneld.toml")
+	b, err := os.ReadFile(file)
+	w.check(err)
+	if !bytes.Contains(b, []byte(old)) {
+		w.t.Fatalf("no %q in the configuration", old)
+	}
+	w.check(os.WriteFile(file, bytes.Replace(b, []byte(old), []byte(text), 1), 0o600))
 }
 
 func (w *world) ctl(d *netlab.Daemon, args ...string) string {
