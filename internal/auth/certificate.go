@@ -37,8 +37,10 @@ type subject struct {
 }
 
 func (s subject) uri() *url.URL {
-	return &url.URL{Scheme: scheme, Host: s.deployment.String(), Path: fmt.Sprintf("/%s/%s/%s", s.role, s.name, s.id)}
+	return &url.URL{Scheme: scheme, Host: s.deployment.String(), Path: s.path()}
 }
+
+func (s subject) path() string { return "/" + s.role.String() + "/" + s.name + "/" + s.id.String() }
 
 // parseSubject reads what subject.uri writes and nothing else: two spellings
 // of one holder would be two holders to whoever compares.
@@ -63,7 +65,7 @@ func parseSubject(uri string) (subject, error) {
 	if s.id, err = session.ParseID(parts[5]); err != nil {
 		return s, fmt.Errorf("%w: node id: %w", ErrBadCertificate, err)
 	}
-	if s.uri().String() != uri || s.deployment.IsZero() || s.id.IsZero() {
+	if scheme+"://"+s.deployment.String()+s.path() != uri || s.deployment.IsZero() || s.id.IsZero() {
 		return s, fmt.Errorf("%w: %.255q is not in canonical form", ErrBadCertificate, uri)
 	}
 	return s, nil

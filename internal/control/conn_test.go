@@ -2,6 +2,7 @@ package control
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -378,8 +379,8 @@ func TestConnEndsThoughThePeerTrickles(t *testing.T) {
 	inBubble(t, func(t *testing.T, e *ends) {
 		e.connect()
 		e.up.set(func(w *tap) { w.slow = writeTimeout - time.Second })
-		for range 10 {
-			if err := e.node.Do(t.Context(), RenewCertificate{session.NewID(), []byte("csr")}); err != nil {
+		for range 10 { // too large to leave together
+			if err := e.node.Do(t.Context(), RenewCertificate{session.NewID(), make([]byte, maxWrite)}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -389,6 +390,40 @@ func TestConnEndsThoughThePeerTrickles(t *testing.T) {
 			t.Errorf("Run = %v after %v, want %v within %v", err, time.Since(start), errStop, writeTimeout)
 		}
 		time.Sleep(writeTimeout) // the wire ends too
+	})
+}
+
+// TestConnMessagesLeaveTogether: what waits while the network takes a message
+// is written at once, all of it and in order.
+func TestConnMessagesLeaveTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		o := &outbox{nc: near, spawn: func(fn func()) { go fn() }, ended: func() {}}
+		for n := range uint16(5) {
+			o.push(&wire.Packet{Ns: n, Message: &wire.Hello{}})
+		}
+		synctest.Wait()
+		o.push(&wire.Packet{Ns: 5, Message: &wire.Hello{}})
+		b, got := make([]byte, wire.MaxMessage), []byte(nil)
+		for range 2 {
+			n, err := far.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, b[:n]...)
+		}
+		br := bufio.NewReader(bytes.NewReader(got))
+		for n := range uint16(6) {
+			raw, err := wire.ReadPacket(br, wire.MaxMessage)
+			if err != nil {
+				t.Fatalf("message %d: %v", n, err)
+			}
+			if p, err := wire.Parse(raw); err != nil || p.Ns != n {
+				t.Fatalf("message %d: %v, %v", n, p, err)
+			}
+		}
+		o.finish()
+		synctest.Wait()
 	})
 }
 

@@ -54,18 +54,23 @@ func (o *outbox) wakeLocked() {
 	}
 }
 
-// next takes a message from the queue. Without one the writer ends; last says
-// that it closes the transport.
-func (o *outbox) next() (p *wire.Packet, last bool) {
+// next is what is queued, and stays so until written. Without a message the
+// writer ends; last says that it closes the transport.
+func (o *outbox) next() (queue []*wire.Packet, last bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.queue) == 0 {
 		o.queue, o.writing = nil, false
 		return nil, o.over
 	}
-	p = o.queue[0]
-	o.queue = o.queue[1:]
-	return p, false
+	return o.queue, false
+}
+
+// written takes the first n messages from the queue.
+func (o *outbox) written(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queue = o.queue[n:]
 }
 
 // fail drops what is queued.
@@ -75,20 +80,27 @@ func (o *outbox) fail() {
 	o.queue, o.failed = nil, true
 }
 
+// maxWrite is how much waits for further messages, so that small ones leave
+// together: as one frame, record and packet.
+const maxWrite = 1 << 10
+
 // write writes what is queued.
 func (o *outbox) write() {
 	var b []byte
 	for {
-		p, last := o.next()
+		queue, last := o.next()
 		if last {
 			defer o.ended()
 			o.nc.Close() // which ends readLoop too
 		}
-		if p == nil {
+		if len(queue) == 0 {
 			return
 		}
-		var err error
-		if b, err = p.Append(b[:0]); err == nil {
+		n, err := 0, error(nil)
+		for b = b[:0]; n < len(queue) && len(b) < maxWrite && err == nil; n++ {
+			b, err = queue[n].Append(b)
+		}
+		if err == nil {
 			o.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
 			_, err = o.nc.Write(b)
 		}
@@ -98,6 +110,8 @@ func (o *outbox) write() {
 			// then tells of the end.
 			o.nc.SetReadDeadline(time.Now().Add(lastWords))
 			o.fail()
+			continue
 		}
+		o.written(n)
 	}
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -71,8 +72,9 @@ type Session struct {
 	Claims
 }
 
-// recordVersion is the version of the encoding below.
-const recordVersion = 1
+// recordVersion is the version of the encoding below. The first wrote keys as
+// lists of numbers.
+const recordVersion = 2
 
 // The shapes on disk. Secrets are written in the clear here: the store seals.
 type (
@@ -106,8 +108,8 @@ type (
 		Serial            uint32
 		Resumes           uint64
 		PrivateKey        []byte
-		PublicKey         [32]byte
-		PeerKey           [32]byte
+		PublicKey         publicKey
+		PeerKey           publicKey
 		PresharedKey      []byte
 		KeyEpoch          uint32
 		OfferSecret       []byte `json:",omitempty"`
@@ -125,6 +127,30 @@ type (
 		Claim      []byte `json:",omitempty"`
 	}
 )
+
+// publicKey is base64 in JSON, of which encoding/json would make a list.
+type publicKey [keySize]byte
+
+// MarshalText writes base64.
+func (k publicKey) MarshalText() ([]byte, error) {
+	return base64.StdEncoding.AppendEncode(nil, k[:]), nil
+}
+
+// UnmarshalJSON reads what MarshalText writes, and what the first version wrote.
+func (k *publicKey) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '[' {
+		return json.Unmarshal(b, (*[keySize]byte)(k))
+	}
+	var raw []byte
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return err
+	}
+	if len(raw) != keySize {
+		return fmt.Errorf("a key of %d octets", len(raw))
+	}
+	*k = publicKey(raw)
+	return nil
+}
 
 // Encode writes the record for the store. The result holds secrets.
 func (r *Record) Encode() ([]byte, error) {
@@ -144,7 +170,7 @@ func (r *Record) Encode() ([]byte, error) {
 	for _, s := range r.Sessions {
 		v.Sessions = append(v.Sessions, sessionV1{
 			ID: s.ID, LocalID: s.LocalID, RemoteID: s.RemoteID, State: s.State, Network: s.Network, Label: s.Label, Serial: s.Serial,
-			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
+			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: publicKey(s.PublicKey), PeerKey: publicKey(s.PeerKey),
 			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch,
 			OfferSecret: s.OfferSecret.Reveal(), NextPresharedKey: s.NextPresharedKey.Reveal(), Addresses: s.Addresses, Peers: s.Peers,
 			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Offer: s.Offer, Life: s.Life,
@@ -160,8 +186,8 @@ func DecodeRecord(b []byte) (*Record, error) {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return nil, fmt.Errorf("record of a control connection: %w", err)
 	}
-	if v.Version != recordVersion {
-		return nil, fmt.Errorf("record of a control connection: version %d, this daemon knows %d", v.Version, recordVersion)
+	if v.Version < 1 || v.Version > recordVersion {
+		return nil, fmt.Errorf("record of a control connection: version %d, this daemon knows up to %d", v.Version, recordVersion)
 	}
 	r := &Record{
 		Role: v.Role, LocalID: v.LocalID, RemoteID: v.RemoteID, PeerID: v.PeerID, PeerName: v.PeerName,

@@ -126,12 +126,29 @@ func TestRecordOfARealConnection(t *testing.T) {
 	}
 }
 
+// TestRecordOfTheFirstVersion: it wrote keys as lists of numbers.
+func TestRecordOfTheFirstVersion(t *testing.T) {
+	var want [keySize]byte
+	for i := range want {
+		want[i] = byte(i)
+	}
+	list := strings.ReplaceAll(fmt.Sprint(want), " ", ",")
+	r, err := DecodeRecord([]byte(`{"Version":1,"Sessions":[{"State":"established","PublicKey":` + list + `,"PeerKey":` + list + `}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := r.Sessions[0]; s.PublicKey != want || s.PeerKey != want {
+		t.Errorf("keys %x and %x, want %x", s.PublicKey, s.PeerKey, want)
+	}
+}
+
 func TestRecordsThatAreRefused(t *testing.T) {
 	tests := []struct{ name, in, want string }{
-		{"newer version", `{"Version":2}`, "version 2, this daemon knows 1"},
+		{"newer version", `{"Version":3}`, "version 3, this daemon knows up to 2"},
 		{"no version", `{}`, "version 0"},
 		{"no JSON", `{`, "record of a control connection"},
 		{"bad message", `{"Version":1,"LocalID":7,"Unacked":["AAEC"]}`, "record of connection 7"},
+		{"short key", `{"Version":2,"Sessions":[{"PeerKey":"AAEC"}]}`, "a key of 3 octets"},
 		{"bad state", `{"Version":1,"Sessions":[{"State":"asleep"}]}`, "asleep"},
 	}
 	for _, tt := range tests {
