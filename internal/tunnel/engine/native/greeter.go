@@ -19,6 +19,11 @@ const (
 	greeterShare = greeterQueue / 4
 	// greeterShares is how many sources are told apart.
 	greeterShares = 1024
+	// greeterRate is how many initiations a second are answered before they have
+	// to prove their source, too, however short the queue: else one address could
+	// keep a processor busy with what that answers in time. A thousand take a
+	// fifth of one.
+	greeterRate = 1000
 	// underLoadTime is how long that goes on after it was last so.
 	underLoadTime = time.Second
 	// limitedSources is for how many sources the rate is remembered.
@@ -38,7 +43,8 @@ type greeter struct {
 	shares  [greeterShares]atomic.Int32 // how many initiations wait, by a hash of their source
 	cookies *noise.CookieChecker
 	limiter *noise.RateLimiter
-	load    noise.Instant // when the queue was an eighth full last
+	rated   noise.Instant // when what was answered has been had at greeterRate
+	load    noise.Instant // when there was much to do last
 }
 
 // A greeting is a handshake message whose mac1 is d's, or a cookie reply.
@@ -171,10 +177,7 @@ func (g *greeter) answer(m *greeting) {
 
 // admit asks who comes for a proof of his address while there is much to do.
 func (g *greeter) admit(m *greeting, k *noise.StaticKey, b []byte, t noise.Instant) bool {
-	if len(g.queue) >= greeterQueue/8 {
-		g.load = t
-	}
-	if g.load == 0 || t.Sub(g.load) > underLoadTime {
+	if !g.underLoad(t) {
 		return true
 	}
 	if !g.cookies.CheckMAC2(b, m.from.Dst, t) {
@@ -187,6 +190,17 @@ func (g *greeter) admit(m *greeting, k *noise.StaticKey, b []byte, t noise.Insta
 		return false
 	}
 	return true
+}
+
+// underLoad counts an initiation, and reports whether there is much to do, or was
+// a moment ago.
+func (g *greeter) underLoad(t noise.Instant) bool {
+	g.rated = max(g.rated, t).Add(time.Second / greeterRate)
+	if len(g.queue) >= greeterQueue/8 || g.rated.Sub(t) > time.Second {
+		g.rated = min(g.rated, t.Add(time.Second))
+		g.load = t
+	}
+	return g.load != 0 && t.Sub(g.load) <= underLoadTime
 }
 
 // cookieLocked takes the answer of a peer that has much to do, and tries again

@@ -479,6 +479,58 @@ func TestFloodOfInitiations(t *testing.T) {
 	passesOn(t, a, b, 1, 2, "in the flood")
 }
 
+// TestSteadyFlood has initiations come as fast as they are answered, so that the
+// queue is always short: they have to prove their source all the same.
+func TestSteadyFlood(t *testing.T) {
+	l := newLoop(t)
+	g := newGreeter(l.engine) // which nobody runs
+	at, loaded := noise.Instant(time.Hour), 0
+	for _, c := range []struct {
+		rate int // a second, for three seconds
+		want bool
+	}{{greeterRate / 2, false}, {greeterRate, false}, {greeterRate * 2, true}, {greeterRate / 2, false}} {
+		for range 3 * c.rate {
+			at = at.Add(time.Second / time.Duration(c.rate))
+			if g.underLoad(at) {
+				loaded++
+			}
+		}
+		if got := g.underLoad(at); got != c.want {
+			t.Errorf("after three seconds of %d initiations a second: under load %v, want %v", c.rate, got, c.want)
+		}
+	}
+	if loaded == 0 {
+		t.Error("never under load")
+	}
+}
+
+// TestProofsAreFew lets an address that proves nothing be asked for a minute.
+func TestProofsAreFew(t *testing.T) {
+	a, b := newLoop(t), newLoop(t)
+	id := sessions(a, b, b.addr())
+	passesOn(t, a, b, 1, 2, "x")
+	p, err := b.device.find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	nowhere := listenLoopback(t, 1)
+	p.moveLocked(udp.NewEndpoint(nowhere.LocalAddr().(*net.UDPAddr).AddrPort(), udp.Source{}, 0), 32, false)
+	start := now()
+	p.stageLocked(packet(2, 1, "waits"), start)
+	p.proof.Store(true)
+	asked, last := 0, p.proofAt
+	for after := time.Duration(0); after < 2*time.Minute && p.proof.Load(); after += 100 * time.Millisecond {
+		if p.askForProofLocked(start.Add(after)); p.proofAt != last {
+			asked, last = asked+1, p.proofAt
+		}
+	}
+	if asked != maxProofs || p.proof.Load() {
+		t.Errorf("asked %d times in two minutes, and goes on: %v, want %d and no more", asked, p.proof.Load(), maxProofs)
+	}
+}
+
 // TestIdleSessionHasAKey has an idle session show itself: with a keypair that
 // gets old it makes a new one, because its peer could not.
 func TestIdleSessionHasAKey(t *testing.T) {
@@ -496,6 +548,7 @@ func TestIdleSessionHasAKey(t *testing.T) {
 		defer p.mu.Unlock()
 		p.keepaliveLocked(first.Created.Add(age))
 	}
+	<-time.After(2 * noise.InitiationInterval) // the peer accepts one in that time
 	later(noise.RekeyAfterTime)
 	if p.timers.InFlight() {
 		t.Errorf("a handshake with a keypair of %v, want none yet", noise.RekeyAfterTime)

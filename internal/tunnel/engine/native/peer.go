@@ -26,10 +26,11 @@ const (
 	// amplification is how many octets an address that has proved nothing gets
 	// for each that came from it (as RFC 9000, section 8.1).
 	amplification = 3
-	// proofInterval is how often we ask such an address for a proof.
+	// proofInterval is how soon we ask such an address for a proof again. It
+	// doubles each time, since an initiation is no small packet either.
 	proofInterval = time.Second
-	// maxProofs is how often.
-	maxProofs = int(noise.RekeyAttemptTime / proofInterval)
+	// maxProofs is how often: for a minute.
+	maxProofs = 7
 )
 
 // A peer is one session. The data path uses what is atomic.
@@ -136,19 +137,24 @@ func (p *peer) due(t noise.Instant) {
 
 // askForProofLocked starts a handshake with the address that the peer seems to
 // be at, whoever starts them otherwise: an answer shows that the peer is there.
-// It goes on as long as packets wait for it, to the end of a handshake's tries.
+// It goes on as long as packets wait for it, for a minute.
 func (p *peer) askForProofLocked(t noise.Instant) {
 	if !p.doubted.Load() || len(p.staged) == 0 || p.proofs == maxProofs {
 		p.proof.Store(false)
 		p.proofs = 0
 		return
 	}
-	if t.Sub(p.proofAt) >= proofInterval {
+	if t >= p.nextProofLocked() {
 		p.proofAt = t
 		p.proofs++
 		p.initiateLocked(t)
 	}
-	p.d.engine.agenda.at(p, p.proofAt.Add(proofInterval))
+	p.d.engine.agenda.at(p, p.nextProofLocked())
+}
+
+// nextProofLocked is when a proof may be asked for again.
+func (p *peer) nextProofLocked() noise.Instant {
+	return p.proofAt.Add(proofInterval << max(0, p.proofs-1))
 }
 
 // startLocked begins a handshake now if the protocol allows it, else as soon
