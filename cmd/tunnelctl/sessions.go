@@ -31,12 +31,15 @@ func newSessions(c *cli) *cobra.Command {
 func (c *cli) sessionRows(sessions []api.Session) [][]string {
 	rows := [][]string{{"SESSION", "NODE", "NETWORK", "STATE", "SINCE", "ADDRESSES", "ENDPOINT", "HANDSHAKE", "RX_BYTES", "TX_BYTES"}}
 	for _, s := range sessions {
-		handshake := ""
+		handshake, state := "", s.State
+		if s.Quarantined {
+			state += " (quarantined)"
+		}
 		if s.LastHandshakeAt != nil {
 			handshake = c.age(*s.LastHandshakeAt)
 		}
 		rows = append(rows, []string{
-			s.Session, s.Node, s.Network, s.State, stamp(s.Since), list(s.Addresses), word(s.Endpoint), handshake,
+			s.Session, s.Node, s.Network, state, stamp(s.Since), list(s.Addresses), word(s.Endpoint), handshake,
 			strconv.FormatUint(s.RxBytes, 10), strconv.FormatUint(s.TxBytes, 10),
 		})
 	}

@@ -77,7 +77,7 @@ func (c *cli) showKeyMemory(k api.KeyMemory) {
 	if k.Locked {
 		fmt.Fprintln(c.out, "keys locked in memory")
 	} else {
-		fmt.Fprintf(c.out, "keys not locked in memory, %s: %s\n", swap, printable(word(k.Why)))
+		fmt.Fprintf(c.out, "keys not locked in memory (%s); %s\n", printable(word(k.Why)), swap)
 	}
 	if k.Mend != nil {
 		fmt.Fprintf(c.out, "  mended by: %s\n", printable(*k.Mend))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 type disk struct {
 	store.Store
 	dir     string
+	without string                   // what there is not while it cannot be written
 	changed func(d *disk, err error) // told when err comes, and nil when it is over; it must not wait for a lock under which somebody writes
 
 	mu    sync.Mutex // guards everything below
@@ -79,17 +81,19 @@ func (d *disk) probe() {
 
 // watched makes the stores that the manager was given disks that it watches.
 func (m *Manager) watched(o *Options) {
-	wrap := func(s store.Store, dir string) store.Store {
+	wrap := func(s store.Store, dir, without string) store.Store {
 		if s == nil {
 			return nil
 		}
-		d := &disk{Store: s, dir: dir, changed: m.diskChanged}
+		d := &disk{Store: s, dir: dir, without: without, changed: m.diskChanged}
 		m.disks = append(m.disks, d)
 		return d
 	}
-	o.Store = wrap(o.Store, o.Config.Node.StateDir)
+	o.Store = wrap(o.Store, o.Config.Node.StateDir, "nothing new begins, what lives goes on")
 	if g := o.Config.Gateway; g != nil {
-		o.Keep.Keys, o.Keep.Book = wrap(o.Keep.Keys, g.TicketDir), wrap(o.Keep.Book, g.TicketDir)
+		const without = "no node can be invited, enrolled or revoked, sessions go on"
+		o.Keep.Keys = wrap(o.Keep.Keys, filepath.Join(g.TicketDir, "keys"), without)
+		o.Keep.Book = wrap(o.Keep.Book, filepath.Join(g.TicketDir, "book"), without)
 	}
 }
 
@@ -100,7 +104,7 @@ func (m *Manager) diskChanged(d *disk, err error) {
 		m.publish(event.Event{Kind: event.JournalRecovered, Cause: d.dir})
 		return
 	}
-	m.log.Error(string(event.JournalFailing), event.KeyErr, err, event.KeyCause, "nothing new begins until that is mended: "+d.mend(err))
+	m.log.Error(string(event.JournalFailing), event.KeyErr, err, event.KeyCause, d.without+" until it is mended: "+d.mend(err))
 	m.publish(event.Event{Kind: event.JournalFailing, Cause: err.Error()})
 }
 
@@ -137,7 +141,7 @@ func (m *Manager) diskProblems() (all []api.Problem) {
 	for _, d := range m.disks {
 		if since, err := d.failing(); err != nil {
 			all = append(all, api.Problem{
-				What: fmt.Sprintf("%s cannot be written since %s (%v): nothing new begins, what lives goes on", d.dir, since.UTC().Format(time.RFC3339), reason(err)),
+				What: fmt.Sprintf("%s cannot be written since %s (%v): %s", d.dir, since.UTC().Format(time.RFC3339), reason(err), d.without),
 				Mend: d.mend(err),
 			})
 		}

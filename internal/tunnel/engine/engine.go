@@ -93,7 +93,7 @@ type KeyMemory struct {
 }
 
 // ErrOrdinaryMemory says that live keys lie where everything else does.
-var ErrOrdinaryMemory = errors.New("engine: keys lie in ordinary memory, since nobody keeps descriptors for the next process")
+var ErrOrdinaryMemory = errors.New("they lie in ordinary memory, since nobody keeps descriptors for the next process")
 
 // DeviceConfig describes one TUN interface.
 type DeviceConfig struct {

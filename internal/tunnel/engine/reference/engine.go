@@ -57,7 +57,7 @@ func (*Engine) KeyMemory() engine.KeyMemory {
 	return engine.KeyMemory{Unlocked: errOrdinary}
 }
 
-var errOrdinary = errors.New("the reference engine keeps its keys in ordinary memory")
+var errOrdinary = errors.New("the reference engine has them in ordinary memory")
 
 // New binds the UDP port. Errors: [engine.ErrPortTaken] and, where the
 // mark may not be set or the port not be bound, [engine.ErrNotPermitted].
