@@ -56,7 +56,7 @@ func dropsOf(rx, tx *api.Drops) string {
 			packets uint64
 		}{
 			{"gate", d.Gate}, {"deadline", d.Deadline}, {"direction", d.Direction}, {"rate", d.Rate},
-			{"source", d.Source}, {"no key", d.NoKey}, {"congested", d.Congested},
+			{"source", d.Source}, {"no key", d.NoKey}, {"congested", d.Congested}, {"unsent", d.Unsent},
 		} {
 			if cause.packets > 0 {
 				parts = append(parts, fmt.Sprintf("%d %s (%s)", cause.packets, way.name, cause.name))

@@ -185,6 +185,7 @@ type Drops struct {
 	Source    uint64 `json:"source"`    // not the peer's
 	NoKey     uint64 `json:"no_key"`    // a handshake was waited for in vain
 	Congested uint64 `json:"congested"` // marked on the way
+	Unsent    uint64 `json:"unsent"`    // no room in the kernel or the carrier
 }
 
 // Problem is something about this host that stops traffic, and its mending.

@@ -122,6 +122,6 @@ func usage(format string, args ...any) *api.Error {
 func dropsView(d engine.Drops) *api.Drops {
 	return &api.Drops{
 		Gate: d[engine.CauseGate], Deadline: d[engine.CauseDeadline], Direction: d[engine.CauseDirection], Rate: d[engine.CauseRate],
-		Source: d[engine.CauseSource], NoKey: d[engine.CauseNoKey], Congested: d[engine.CauseCongested],
+		Source: d[engine.CauseSource], NoKey: d[engine.CauseNoKey], Congested: d[engine.CauseCongested], Unsent: d[engine.CauseUnsent],
 	}
 }

@@ -215,6 +215,7 @@ const (
 	CauseSource                 // the inner source is not the peer's
 	CauseNoKey                  // a handshake was waited for in vain, or too many packets waited
 	CauseCongested              // marked on the way, but nobody inside understands marks
+	CauseUnsent                 // neither the kernel nor the carrier had room for it
 	Causes                      // how many there are
 )
 

@@ -59,7 +59,7 @@ func (e *Engine) Receive(c engine.Carrier) func(datagrams ...[]byte) {
 func (s *sender) carry(r *run) {
 	for at := r.start; at < r.end; at += r.size {
 		if !r.to.Carrier.Send(s.arena[at:min(at+r.size, r.end)]) {
-			s.e.counts.unsent.Add(1)
+			s.lost(r, 1)
 		}
 	}
 }

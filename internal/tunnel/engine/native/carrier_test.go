@@ -244,6 +244,11 @@ func TestFullCarrierDrops(t *testing.T) {
 	enginetest.Eventually(t, "what has no room is dropped and counted", func() bool {
 		return s.dropped.Load() >= 90 && a.engine.counts.unsent.Load() == uint64(s.dropped.Load())
 	})
+	for id, want := range map[session.ID]uint64{id: 90, second.ID: 0} {
+		if got, _ := a.device.Stats(id); got.TxDropped[engine.CauseUnsent] < want || want == 0 && got.TxDropped.Total() > 0 {
+			t.Errorf("stats = %+v, want at least %d packets not sent", got, want)
+		}
+	}
 }
 
 // addressed is a stream whose end has no address of its own.

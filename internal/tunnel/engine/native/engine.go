@@ -111,8 +111,7 @@ type Engine struct {
 // counts are the datagrams and packets that were dropped, by cause, where no
 // session has to do with it. Each session counts its own.
 type counts struct {
-	noSocket     atomic.Uint64 // no socket of the peer's family
-	unsent       atomic.Uint64 // the kernel did not take it
+	unsent       atomic.Uint64 // neither the kernel nor the carrier took it
 	noSession    atomic.Uint64 // no session has the inner destination
 	badPacket    atomic.Uint64 // not an IP packet
 	unknown      atomic.Uint64 // a datagram of no index or key of ours

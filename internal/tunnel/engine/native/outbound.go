@@ -154,7 +154,7 @@ func (o *outbound) packet(p []byte) {
 		return
 	}
 	ecn := innerECN(p)
-	o.sender.commit(endpoint, len(pair.Seal(o.sender.room(size)[:0], counter, p, o.d.mtu)), ecn)
+	o.sender.commit(endpoint, len(pair.Seal(o.sender.room(size)[:0], counter, p, o.d.mtu)), ecn, &to.meter)
 	o.sealed++
 }
 

@@ -207,7 +207,7 @@ func (e *Engine) sendMessage(to *udp.Endpoint, message []byte) {
 	e.control.Lock()
 	defer e.control.Unlock()
 	s := e.control.sender
-	s.commit(to, copy(s.room(len(message)), message), 0)
+	s.commit(to, copy(s.room(len(message)), message), 0, nil)
 	s.flush()
 }
 
@@ -376,7 +376,7 @@ func (p *peer) flushStagedLocked(pair *noise.Keypair, t noise.Instant) {
 			continue
 		}
 		room := s.room(noise.SealedSize(len(packet), p.d.mtu))
-		s.commit(to, len(pair.Seal(room[:0], counter, packet, p.d.mtu)), innerECN(packet))
+		s.commit(to, len(pair.Seal(room[:0], counter, packet, p.d.mtu)), innerECN(packet), &p.meter)
 	}
 	s.flush()
 	p.staged = nil

@@ -5,6 +5,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/engine/meter"
 	"tunneld/internal/tunnel/engine/udp"
 )
 
@@ -25,6 +27,7 @@ const (
 // of one size, but the last may be shorter.
 type run struct {
 	to         *udp.Endpoint
+	of         *meter.Meter // of the session that counts what is lost; nil: none does
 	start, end int
 	size       int // of the first
 	count      int
@@ -56,20 +59,21 @@ func (s *sender) room(n int) []byte {
 	return s.arena[s.used : s.used+n : s.used+n]
 }
 
-// commit says that the first n octets of room are a datagram for to.
-func (s *sender) commit(to *udp.Endpoint, n int, ecn byte) {
+// commit says that the first n octets of room are a datagram for to, of the
+// session of a meter, if it carries a packet of one.
+func (s *sender) commit(to *udp.Endpoint, n int, ecn byte, of *meter.Meter) {
 	start := s.used
 	s.used += n
 	if s.n > 0 {
 		r := &s.runs[s.n-1]
-		if !r.full && r.to == to && r.ecn == ecn && n <= r.size && r.end-r.start+n <= udp.MaxPayload4 {
+		if !r.full && r.to == to && r.of == of && r.ecn == ecn && n <= r.size && r.end-r.start+n <= udp.MaxPayload4 {
 			r.end = s.used
 			r.count++
 			r.full = n < r.size || r.count == udp.MaxSegments
 			return
 		}
 	}
-	s.runs[s.n] = run{to: to, start: start, end: s.used, size: n, count: 1, ecn: ecn, full: !s.e.segments(to)}
+	s.runs[s.n] = run{to: to, of: of, start: start, end: s.used, size: n, count: 1, ecn: ecn, full: !s.e.segments(to)}
 	s.n++
 }
 
@@ -102,7 +106,9 @@ func (s *sender) flush() {
 			last++
 		}
 		if socket == nil {
-			s.e.counts.noSocket.Add(uint64(last - first))
+			for i := first; i < last; i++ {
+				s.lost(&s.runs[i], s.runs[i].count)
+			}
 		} else {
 			s.send(socket, first, last)
 		}
@@ -110,6 +116,14 @@ func (s *sender) flush() {
 	}
 	clear(s.runs[:s.n]) // keep no endpoint alive
 	s.used, s.n = 0, 0
+}
+
+// lost counts datagrams of a run that nobody took.
+func (s *sender) lost(r *run, n int) {
+	s.e.counts.unsent.Add(uint64(n))
+	if r.of != nil {
+		r.of.Drop(meter.Tx, engine.CauseUnsent, uint64(n))
+	}
 }
 
 // send sends runs first to last through one socket.
@@ -158,7 +172,7 @@ func (s *sender) sendBatch(socket *socket, first, last int) {
 				s.sendSingly(socket, r, path)
 				first++
 			default:
-				s.e.counts.unsent.Add(uint64(r.count))
+				s.lost(r, r.count)
 				first++
 			}
 		}

@@ -33,7 +33,7 @@ func TestSender(t *testing.T) {
 		want := make([][][]byte, 2)
 		add := func(which, size int, ecn byte) {
 			b := bytes.Repeat([]byte{byte(len(want[which]) + 1)}, size)
-			s.commit(to[which], copy(s.room(size), b), ecn)
+			s.commit(to[which], copy(s.room(size), b), ecn, nil)
 			want[which] = append(want[which], b)
 		}
 		for range 150 { // more than one message's worth
@@ -96,7 +96,7 @@ func TestRuns(t *testing.T) {
 		s := newSender(e, arenaSize)
 		for i, to := range c.to {
 			s.room(c.sizes[i])
-			s.commit(to, c.sizes[i], 0)
+			s.commit(to, c.sizes[i], 0, nil)
 		}
 		var got []int
 		for _, r := range s.runs[:s.n] {
