@@ -109,18 +109,7 @@ func TestTurnedAway(t *testing.T) {
 
 // TestDrainTellsConnectionsWithoutASession: they, too, are sent where the others go.
 func TestDrainTellsConnectionsWithoutASession(t *testing.T) {
-	gw := newGatewayDaemon(t)
-	gw.cfg.Networks[0].Pools = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/30")} // one address to lease
-	gw.run()
-	t.Cleanup(gw.end)
-	alice, bob := newNodeDaemon(t, "alice"), newNodeDaemon(t, "bob")
-	for _, d := range []*daemon{alice, bob} {
-		d.run()
-		t.Cleanup(d.end)
-	}
-	alice.join(gw)
-	established(t, gw, alice)
-	bob.join(gw)
+	gw, alice, bob := oneAddress(t)
 	wait(t, "bob's refusal", func() bool { return bob.happened("session-refused", "no address is free now") > 0 })
 	gw.drain(t, api.DrainRequest{})
 	for _, d := range []*daemon{alice, bob} {

@@ -442,12 +442,15 @@ func TestKilledSessionIsBegunAnew(t *testing.T) {
 	})
 }
 
-func TestPoolExhausted(t *testing.T) {
-	gw := newGatewayDaemon(t)
+// oneAddress is a gateway with one address to lease, which alice has, and bob, who
+// wants it.
+func oneAddress(t *testing.T) (gw, alice, bob *daemon) {
+	t.Helper()
+	gw = newGatewayDaemon(t)
 	gw.cfg.Networks[0].Pools = []netip.Prefix{netip.MustParsePrefix("10.77.0.0/30")} // one address to lease
 	gw.run()
 	t.Cleanup(gw.end)
-	alice, bob := newNodeDaemon(t, "alice"), newNodeDaemon(t, "bob")
+	alice, bob = newNodeDaemon(t, "alice"), newNodeDaemon(t, "bob")
 	for _, d := range []*daemon{alice, bob} {
 		d.run()
 		t.Cleanup(d.end)
@@ -455,6 +458,11 @@ func TestPoolExhausted(t *testing.T) {
 	alice.join(gw)
 	established(t, gw, alice)
 	bob.join(gw)
+	return gw, alice, bob
+}
+
+func TestPoolExhausted(t *testing.T) {
+	_, _, bob := oneAddress(t)
 	wait(t, "bob's refusal", func() bool { return bob.tunnel().LastError != nil })
 	if tn := bob.tunnel(); tn.State == "established" {
 		t.Errorf("bob is established: %+v", tn)

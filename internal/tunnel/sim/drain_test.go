@@ -26,7 +26,11 @@ func (w *world) drain() {
 	if w.chance(4) {
 		to = slices.Insert(to, w.rng.IntN(len(to)+1), "nowhere")
 	}
-	g.goes(to, w.between(0, 20*time.Second))
+	over := 20 * time.Second
+	if w.chance(2) {
+		over = time.Second
+	}
+	g.goes(to, w.between(0, over))
 }
 
 // ring has all gateways go, each naming the next: a loop, or a chain to the last.

@@ -36,7 +36,7 @@ var happenings = []happening{
 	{2, (*world).trouble},
 	{6, (*world).rekey},
 	{3, (*world).hold},
-	{3, (*world).offer},
+	{6, (*world).offer},
 	{3, (*world).extend},
 	{6, (*world).steal},
 	{1, (*world).forgetful},

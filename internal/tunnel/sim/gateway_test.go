@@ -55,15 +55,18 @@ type peer struct {
 	serial  uint64
 	proven  life.Instant // when it was proved last who the node is; 0: not in this life of the daemon
 	leaveAt time.Time    // when its node should leave a gateway that goes
+	rests   []rested     // addresses given back, and not on disk yet
 }
 
 // member is a session that has its addresses and a place in the data plane.
 type member struct {
-	id    session.ID
-	n     *network
-	p     *peer
-	local uint32
-	open  bool
+	id        session.ID
+	n         *network
+	p         *peer
+	local     uint32
+	open      bool
+	addresses []netip.Addr
+	offer     *control.Offer // of other addresses, not answered
 
 	life    life.Life
 	hard    life.Instant // when the data plane stops it
@@ -143,7 +146,9 @@ func (g *gateway) starts() {
 				orphans = append(orphans, func() {
 					p.c.do(control.CloseSession{LocalID: s.LocalID, Result: administrative(wire.CauseConfiguration)})
 				})
+				continue
 			}
+			g.restoreOffer(m, s)
 		}
 		p.c = g.w.newConn(g.h, control.Responder, r.id, "", p)
 		p.c.done = func() { g.forgetPeer(p) }
@@ -197,7 +202,7 @@ func (g *gateway) forgetMember(m *member) {
 }
 
 func (g *gateway) newMember(p *peer, s control.Session) *member {
-	m := &member{id: s.ID, n: g.network(s.Network), p: p, local: s.LocalID}
+	m := &member{id: s.ID, n: g.network(s.Network), p: p, local: s.LocalID, addresses: s.Addresses}
 	g.members = append(g.members, m)
 	m.begin(s)
 	return m
@@ -273,9 +278,13 @@ func (p *peer) Save(rec *control.Record) error {
 			return &control.Denied{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}, Err: fmt.Errorf("node %q is revoked", p.node)}
 		}
 		p.ledger(rec.Sessions)
+		p.writeRests()
 		for _, s := range rec.Sessions {
+			p.g.w.ghost.written(&s)
+			if !s.ID.IsZero() {
+				p.holds(s)
+			}
 			if !s.ID.IsZero() && !d.known(p.c.id, s.ID) {
-				d.holders[s.Network+"/"+s.Addresses[0].String()] = s.ID
 				l := p.g.w.ghost.sessions[s.ID]
 				l.durable, l.lost = true, false
 			}
@@ -287,11 +296,23 @@ func (p *peer) Save(rec *control.Record) error {
 	})
 }
 
+// holds notes whose an address is that a session has from now on.
+func (p *peer) holds(s control.Session) {
+	d := p.g.h.disk
+	if old := d.record(p.c.id); old != nil && slices.ContainsFunc(old.Sessions, func(o control.Session) bool {
+		return o.ID == s.ID && slices.Equal(o.Addresses, s.Addresses)
+	}) {
+		return
+	}
+	d.holders[s.Network+"/"+s.Addresses[0].String()] = s.ID
+}
+
 // Forget removes the record; what was in it has ended.
 func (p *peer) Forget() error {
 	d := p.g.h.disk
 	return d.commit(func() error {
 		p.ledger(nil)
+		p.writeRests()
 		d.remove(p.c.id)
 		return nil
 	})
@@ -466,8 +487,10 @@ func (p *peer) Notify(a control.Action) {
 		g.refreshed(a.Session)
 		g.offerAgain(a.Session.ID)
 	case control.TermsChanged:
+		g.termsChanged(a)
 		g.offerAgain(a.Session.ID)
 	case control.ChangeRefused:
+		g.changeRefused(a)
 		if a.Remote {
 			g.offerAgain(a.Session.ID)
 		}
@@ -512,7 +535,8 @@ func (g *gateway) member(id session.ID) *member {
 func (g *gateway) drop(m *member, why string) {
 	g.forgetMember(m)
 	g.book.ended[m.id] = true
-	m.n.pool.Free(m.id, g.h.wall())
+	g.withdraw(m)
+	g.rest(m, m.id, m.addresses)
 	g.w.ghost.release(m.id, why)
 }
 

@@ -39,7 +39,9 @@ type lived struct {
 	durable   bool                    // it was on disk
 	toldIn    int                     // life of the gateway's daemon that was told of the end
 	was       map[string]freed        // what it took its address from
+	newest    []netip.Addr            // that it was offered
 	truth
+	moving
 }
 
 // freed is who had an address, and until when.
@@ -238,7 +240,7 @@ func (g *ghost) rests(c *conn) {
 
 // same checks P1 for one session at one end: it is what it was.
 func (g *ghost) same(c *conn, s *control.Session) {
-	if s.ID.IsZero() {
+	if s.ID.IsZero() || c.stolen { // a copy is of a time that is gone
 		return
 	}
 	l := g.sessions[s.ID]
@@ -249,7 +251,7 @@ func (g *ghost) same(c *conn, s *control.Session) {
 	if c.role == control.Responder {
 		key = s.PeerKey
 	}
-	if s.Network != l.network || !slices.Equal(s.Addresses, l.addresses) || key != l.nodeKey {
+	if s.Network != l.network || !l.has(s.Addresses) || key != l.nodeKey {
 		broken("P1", "%s has session %v with %v in %q, was granted with %v in %q, or other keys", c.h.name, s.ID, s.Addresses, s.Network, l.addresses, l.network)
 	}
 	if was, ok := l.psk[s.KeyEpoch]; s.PresharedKey.IsZero() || ok && !was.Equal(s.PresharedKey) {
@@ -283,6 +285,7 @@ func (g *ghost) ends(c *conn) {
 			broken("equal", "%s has session %v (%v) and %s has not", c.h.name, s.ID, s.State, o.h.name)
 		}
 		if t := theirs[i]; s.State != session.Established || t.State != session.Established || s.LocalID != t.RemoteID || s.RemoteID != t.LocalID ||
+			!slices.Equal(s.Addresses, t.Addresses) || !slices.Equal(s.Peers, t.Peers) ||
 			!slices.Equal(s.Routes, t.Routes) || s.Timers != t.Timers || s.Held != t.Held || s.MTU != t.MTU || s.Lifetime != t.Lifetime || s.Expires != t.Expires || s.Offer != nil || t.Offer != nil || s.KeyEpoch != t.KeyEpoch ||
 			!s.PresharedKey.Equal(t.PresharedKey) || !s.NextPresharedKey.Equal(t.NextPresharedKey) {
 			broken("equal", "session %v when all is quiet: %s has %v, routes %v, key epoch %d; %s has %v, routes %v, key epoch %d",
@@ -302,20 +305,9 @@ func (g *ghost) granted(gw *gateway, n *network, id session.ID, node string, add
 	if gw.drain != nil {
 		broken("drain", "%s begins a session with %s and is about to go", gw.h.name, node)
 	}
-	for _, l := range g.sessions {
-		if l.alive && l.gateway == gw && l.id != id && slices.ContainsFunc(addresses, func(a netip.Addr) bool { return slices.Contains(l.addresses, a) }) {
-			broken("P4", "%s gives %v to %s while session %v of %s has it", gw.h.name, addresses, node, l.id, l.node)
-		}
-	}
+	g.unheld(gw, id, node, addresses)
 	g.comesBack(gw, n, node, addresses[0])
-	was := map[string]freed{}
-	for _, a := range addresses {
-		key := gw.h.name + "/" + n.name + "/" + a.String()
-		if f, ok := g.freed[key]; ok {
-			was[key] = f
-		}
-		delete(g.freed, key)
-	}
+	was := g.takes(gw, n, addresses)
 	g.w.stats.sessions++
 	g.sessions[id] = &lived{id: id, gateway: gw, node: node, network: n.name, addresses: addresses, nodeKey: key, alive: true, psk: map[uint32]secret.Value{},
 		was:   was,
@@ -349,14 +341,16 @@ func (g *ghost) release(id session.ID, why string) {
 		return
 	}
 	l.alive = false
-	for _, o := range g.sessions {
-		if o.alive && o.gateway == l.gateway && o.network == l.network && o.addresses[0] == l.addresses[0] {
-			return // replaced, and remembered too late
+	for _, mine := range [][]netip.Addr{l.addresses, l.offered} {
+		taken := false // replaced, and remembered too late
+		for _, o := range g.sessions {
+			taken = taken || o.alive && o.gateway == l.gateway && o.network == l.network && o.holds(mine)
+		}
+		if !taken {
+			g.free(l, mine, l.durable)
 		}
 	}
-	for _, a := range l.addresses {
-		g.freed[l.gateway.h.name+"/"+l.network+"/"+a.String()] = freed{l.node, g.w.now, l.durable}
-	}
+	l.moving = moving{}
 	g.w.logf("session %v has no address any more: %s", id, why)
 }
 
@@ -414,6 +408,10 @@ func (g *ghost) restarted(gw *gateway) {
 			maps.Copy(g.freed, l.was)
 		}
 		l.alive = alive[l.id]
+		g.unwritten(l)
+		if l.alive { // its end was not written
+			g.takes(gw, gw.network(l.network), append(slices.Clone(l.addresses), l.offered...))
+		}
 		l.blind = l.blind || gw.h.stepped && !l.aged
 		l.seenFrom = g.w.now
 		if !l.alive && l.up && l.doom == "" && !l.lost {

@@ -198,17 +198,6 @@ func (p *peer) Change(control.Session) *wire.Result { panic("asked of a gateway"
 // Extend is asked of gateways only.
 func (k *linkConn) Extend(control.AskExtend) control.Extended { panic("asked of a node") }
 
-// Change takes a gateway's terms, mostly.
-func (k *linkConn) Change(s control.Session) *wire.Result {
-	if k.l.n.w.chance(4) {
-		return refusal(wire.CauseLocal)
-	}
-	if g := &k.l.n.w.ghost; g.sessions[s.ID].lost {
-		g.doom(s.ID, "changed while its gateway lost it: the ticket tells of other terms")
-	}
-	return nil
-}
-
 // proves has the link make a new transport when two thirds of the time to the
 // next proof are over.
 func (l *link) proves() {
@@ -229,21 +218,6 @@ func (l *link) proves() {
 		}
 		l.n.h.after(max(0, l.provenAt+reauth*2/3-l.n.w.now), again)
 	}
-}
-
-// offer is a gateway whose configuration has changed.
-func (w *world) offer() {
-	g := w.anyGateway()
-	if !g.h.runs() || len(g.members) == 0 {
-		return
-	}
-	m := g.members[w.rng.IntN(len(g.members))]
-	o := control.OfferChange{LocalID: m.local, Terms: control.Terms{MTU: uint16(1280 + w.rng.IntN(200))}}
-	if w.chance(2) {
-		o.Timers = m.n.timers
-		o.Timers.Hello += w.between(0, 5*time.Second).Truncate(time.Second)
-	}
-	m.p.c.do(o)
 }
 
 // extend is `tunnelctl extend`.

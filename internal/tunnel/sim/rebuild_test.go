@@ -185,14 +185,9 @@ func (g *ghost) rebuilt(gw *gateway, t ticket) {
 	case !slices.Equal(t.addresses, l.addresses) || t.peerKey != l.nodeKey || t.network != l.network:
 		broken("P1", "%s rebuilds session %v with %v, it had %v", gw.h.name, t.id, t.addresses, l.addresses)
 	}
-	for _, o := range g.sessions {
-		if o.alive && o.gateway == gw && o.id != t.id && slices.ContainsFunc(t.addresses, func(a netip.Addr) bool { return slices.Contains(o.addresses, a) }) {
-			broken("P4", "%s gives %v back to session %v while session %v has it", gw.h.name, t.addresses, t.id, o.id)
-		}
-	}
-	for _, a := range t.addresses {
-		delete(g.freed, gw.h.name+"/"+l.network+"/"+a.String())
-	}
+	g.unheld(gw, t.id, t.node, t.addresses)
+	g.takes(gw, gw.network(l.network), t.addresses)
+	l.moving = moving{}
 	l.provenAt, l.refreshedAt, l.seenFrom, l.blind = g.w.now, g.w.now, g.w.now, l.blind || gw.h.stepped
 	l.alive, l.toldIn = true, 0 // it is lost until it is on disk
 	g.w.stats.rebuilds++

@@ -170,8 +170,8 @@ func (g *gateway) settled() error {
 	}
 	for _, n := range g.networks {
 		for _, l := range n.pool.Leases() {
-			if !live[l.Session] {
-				return fmt.Errorf("%s: %v is leased to %v, which is no session", g.h.name, l.Addresses, l.Session)
+			if m := g.member(l.Session); m == nil || !live[l.Session] || !slices.Equal(l.Addresses, m.addresses) {
+				return fmt.Errorf("%s: %v is leased to %v, which is no session, or has others", g.h.name, l.Addresses, l.Session)
 			}
 		}
 	}
