@@ -2,10 +2,7 @@ package control
 
 import (
 	"bytes"
-	"errors"
-	"fmt"
 	"testing"
-	"time"
 
 	"tunneld/internal/control/wire"
 	"tunneld/internal/session"
@@ -111,126 +108,6 @@ func (v *invariants) bounds() {
 	if (m.cur != nil) != (m.State() == session.Established) {
 		v.t.Fatalf("%s is %v, its transport %v", v.s.name, m.State(), m.cur)
 	}
-}
-
-// FuzzMachine is a peer that is authenticated and hostile, on a bad network,
-// with a disk that fails and a clock that runs as it likes, against either role:
-// two octets choose what happens next.
-func FuzzMachine(f *testing.F) {
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 0, 0, 1, 9})                                          // set-up, session, cut, resume
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 0, 0, 1, 2, 4, 0, 4, 1, 1, 9})                              // resume beside, restarts
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 5, 1, 6, 0, 1, 9, 7, 200, 8, 77})                           // failing saves, forged messages
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 10, 0, 0, 0, 1, 9, 10, 0, 0, 0, 1, 9, 1, 9})          // rebuilt by its ticket
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 2, 0, 10, 0, 0, 0, 1, 9, 10, 0, 6, 131, 0, 0, 1, 9, 11, 0}) // refused, claimed again
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 11, 121, 1, 9, 2, 0, 0, 0, 1, 9})                           // a gateway refreshes, cut, resume
-	f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 6, 45, 11, 60, 1, 9, 2, 0, 0, 0, 1, 9, 1})                  // a node does, which is too short
-	f.Add([]byte{0, 0, 1, 9, 6, 45, 3, 0, 1, 9, 6, 0, 1, 9})                                         // too short a request
-	for i := range byte(8) {
-		f.Add([]byte{0, 0, 1, 9, 3, 0, 1, 9, 7, i * 9, 8, i * 9, 7, i * 7, 9, i, 1, 9})
-	}
-	events := allEvents()
-	f.Fuzz(func(t *testing.T, script []byte) {
-		p := newPair(t)
-		var over [2]*invariants
-		p.node.expires = wire.Expires{After: time.Hour}
-		p.gateway.expires = wire.Expires{After: time.Hour, Refresher: both[len(script)%2].as()}
-		for i, s := range []*side{p.node, p.gateway} {
-			s.cfg.MaxSessions, s.cfg.Tickets, s.sealed = 4, s == p.gateway, map[string]Session{}
-			s.m = New(s.cfg)
-			over[i] = watchOver(t, s)
-		}
-		for n := 0; len(script) >= 2 && n < 200; n++ {
-			what, how := script[0], script[1]
-			script = script[2:]
-			s, v := p.node, over[0]
-			if how&1 == 1 {
-				s, v = p.gateway, over[1]
-			}
-			switch what % 12 {
-			case 0:
-				p.connect()
-			case 1:
-				p.carry(int(how % 10))
-			case 2:
-				p.cut()
-			case 3:
-				p.open()
-			case 4:
-				if s.saved != nil && !v.unsaved {
-					s.restart(session.ID{6: byte(n) + 1})
-				}
-			case 5:
-				s.lost = !s.lost
-			case 6:
-				yes := &wire.Result{Code: wire.CDNAdministrative, Cause: wire.Cause(how >> 3)}
-				if how&4 == 0 {
-					yes = nil
-				}
-				if yes != nil && how&8 != 0 {
-					yes.Floor = time.Duration(how) * time.Minute
-				}
-				s.deny, s.refuse, s.broken, s.unarmed, s.unchanged = yes, yes, yes, yes, yes
-			case 7, 8: // the highest choose a change of keys, which must get far for that
-				if how >= 250 {
-					p.node.step(StartRekey{p.node.firstID()})
-				}
-				p.misfortune(s, events[(int(what)/12*256+int(how)/2)%len(events)])
-			case 9:
-				p.forge(s, how)
-			case 10: // the gateway's journal is gone, its ticket key is not
-				p.loseState()
-				over[1] = watchOver(t, p.gateway)
-				over[0].rebuilds++
-			case 11:
-				p.node.step(RebuildSession{p.node.firstID()})
-				p.gateway.step(TellDrain{Leaving: how&1 == 0, Delay: time.Duration(how)})
-				s.step(RefreshSession{s.firstID(), time.Duration(how) * time.Minute})
-			}
-		}
-	})
-}
-
-// misfortune lets one of the events of the tables happen to s, on its present
-// transports.
-func (p *pair) misfortune(s *side, event string) {
-	at := situation{role: s.cfg.Role}
-	if s.m.cur != nil {
-		at.cur = s.m.cur.id
-	}
-	if s.m.next != nil {
-		at.next = s.m.next.id
-	}
-	switch event {
-	case "attach":
-		p.transport++
-		s.step(Attached{p.transport, p.binding(s, p.transport), false})
-	case "save-failed": // follows a Save only: case 5 of FuzzMachine
-		s.step(Detached{at.cur, time.Now(), errors.New("cut")})
-	default:
-		p.happen(at, s, event)
-	}
-}
-
-// forge gives s a message with a header that fits more or less.
-func (p *pair) forge(s *side, how byte) {
-	id := TransportID(how >> 6)
-	if s.m.cur != nil && how>>6 != 3 {
-		id = s.m.cur.id
-	}
-	kinds := []string{"ICRQ", "CDN", "SLI", "FSR", "ICCN", "ICRP", "FSQ", "TKT"}
-	q := p.plausible(s, id, kinds[how>>1&7])
-	if r, ok := q.Message.(*wire.ICRQ); ok && how>>6 != 0 { // one of the tickets that were given, or none
-		r.Ticket, r.KeyEpoch = fmt.Appendf(nil, "ticket %d", how>>6), uint32(how)
-	}
-	switch how >> 4 & 3 {
-	case 1:
-		q.Nr -= 1
-	case 2:
-		q.Ns -= uint16(how)
-	case 3:
-		q.ConnID--
-	}
-	s.step(Received{id, q})
 }
 
 // FuzzRecord reads records that the store gave back: a broken disk or a newer

@@ -105,6 +105,9 @@ func (g *gateway) lookLocked(mb *member, now life.Instant, wall time.Time) (reac
 	if near != nil {
 		g.record(mb, event.Event{Kind: event.SessionExpiring, Cause: expiring(near, now, wall)})
 	}
+	if mb.life.Stopped(now, wall) {
+		mb.deadline()
+	}
 	return reached
 }
 
@@ -152,6 +155,9 @@ func (t *dialled) lookLocked(now life.Instant, wall time.Time) (reached *life.En
 	reached, near := l.Look(now, wall, st.RxPackets+st.TxPackets, t.saved.Held)
 	if near != nil {
 		t.record(t.session.ID, event.Event{Kind: event.SessionExpiring, Cause: expiring(near, now, wall)})
+	}
+	if l.Stopped(now, wall) {
+		t.deadlineLocked()
 	}
 	t.proveLocked(now)
 	if reached != nil && now.Since(reached.At) < nodeSlack {

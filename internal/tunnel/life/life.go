@@ -27,6 +27,7 @@ type Life struct {
 	Over    bool    // its end was asked for
 
 	warned map[wire.Cause]Instant // which ends were warned about
+	told   Instant                // when the data plane stops the session; 0: it was not told
 }
 
 // New begins all clocks now. beganAt is the session's beginning where that was
@@ -148,7 +149,15 @@ func (l *Life) HardTo(now Instant, wall time.Time) Instant {
 
 // Deadline is HardTo as the data plane is told it.
 func (l *Life) Deadline(now Instant, wall time.Time) time.Time {
-	return l.HardTo(now, wall).Wall(now, wall)
+	l.told = l.HardTo(now, wall)
+	return l.told.Wall(now, wall)
+}
+
+// Stopped reports whether the data plane has stopped a session whose time is not
+// over, because it was told a deadline while the wall clock was wrong: it is to be
+// told another.
+func (l *Life) Stopped(now Instant, wall time.Time) bool {
+	return l.told != 0 && l.told <= now && l.HardTo(now, wall) > now
 }
 
 // ExpiresAt is the earliest end that is known; zero: none is.

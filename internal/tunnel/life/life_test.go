@@ -115,3 +115,26 @@ func TestLifeOutlivesItsProcess(t *testing.T) {
 		t.Error("a session that nothing ends has ages to journal")
 	}
 }
+
+// TestStoppedByAWrongClock: a deadline that was told while the wall clock stood
+// ahead is told again when the clock is right, and no other is.
+func TestStoppedByAWrongClock(t *testing.T) {
+	wall := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	now := Instant(time.Hour)
+	l := New(wire.Lifetime{Absolute: 10 * time.Minute}, time.Hour, wall, now, wall)
+	if l.Stopped(now, wall) {
+		t.Error("stopped before any deadline was told")
+	}
+	if l.Deadline(now, wall); l.Stopped(now, wall) {
+		t.Error("stopped before its time")
+	}
+	if l.Deadline(now, wall.Add(time.Hour)); l.Stopped(now, wall.Add(time.Hour)) || !l.Stopped(now, wall) {
+		t.Error("a clock that stood an hour ahead: stopped is wrong")
+	}
+	if l.Deadline(now, wall); l.Stopped(now, wall) {
+		t.Error("stopped though another deadline was told")
+	}
+	if late := now.Plus(time.Hour); l.Stopped(late, wall.Add(time.Hour)) {
+		t.Error("a session whose time is over is not stopped by a wrong clock")
+	}
+}

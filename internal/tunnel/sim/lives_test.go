@@ -61,8 +61,12 @@ func (m *member) begin(s control.Session) {
 
 // deadline tells the data plane when to stop the session by itself.
 func (m *member) deadline() {
+	now, wall := m.p.g.w.instant(), m.p.g.h.wall()
 	m.life.CheckAt = 0
-	m.hard = m.life.HardTo(m.p.g.w.instant(), m.p.g.h.wall())
+	m.hard = life.Never
+	if at := m.life.Deadline(now, wall); !at.IsZero() {
+		m.hard = now.Plus(at.Sub(wall))
+	}
 }
 
 // restore goes on with the clocks of a session that outlived its daemon.
@@ -133,6 +137,8 @@ func (g *gateway) looks(n int) {
 				m.life.Over = true
 				m.cause = reached.Cause
 				over = append(over, m)
+			} else if m.life.Stopped(now, wall) {
+				m.deadline()
 			} else if m.life.RefreshDue(now, g.w.rng.Float64()) {
 				due = append(due, m)
 			}
