@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -14,15 +15,18 @@ import (
 	"tunneld/internal/store"
 )
 
-// bucketEnded holds the record of each session that is over: time/id -> endedV1.
+// bucketEnded holds the record of each session that is over: time/id -> endedV2.
 const bucketEnded = "ended"
 
 // maxEnded is how many of them are kept; older ones go first.
 const maxEnded = 10_000
 
-// endedV1 is how a session ended: once for each, whatever crashed, because it
+// endedVersion is the version of those records. One of version 1 has no Request.
+const endedVersion = 2
+
+// endedV2 is how a session ended: once for each, whatever crashed, because it
 // is written in the transaction that takes the session off its connection.
-type endedV1 struct {
+type endedV2 struct {
 	Version   int
 	Session   session.ID
 	Node      string
@@ -32,15 +36,16 @@ type endedV1 struct {
 	EndedAt   time.Time
 	Cause     string
 	Counters  countersV1
+	Request   session.ID `json:",omitzero"` // of the wish that ended it; zero: none did, or nobody knows
 }
 
 // endedLayout sorts as text the way its times do.
 const endedLayout = "2006-01-02T15:04:05.000000000Z"
 
-func (e *endedV1) key() string { return e.EndedAt.UTC().Format(endedLayout) + "/" + e.Session.String() }
+func (e *endedV2) key() string { return e.EndedAt.UTC().Format(endedLayout) + "/" + e.Session.String() }
 
 // put writes the record in the caller's transaction.
-func (e *endedV1) put(tx store.Tx) error {
+func (e *endedV2) put(tx store.Tx) error {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return err
@@ -49,7 +54,7 @@ func (e *endedV1) put(tx store.Tx) error {
 }
 
 // putEnds writes, in the caller's transaction, what ended with it.
-func putEnds(tx store.Tx, ended []*endedV1, rests []savedRest) error {
+func putEnds(tx store.Tx, ended []*endedV2, rests []savedRest) error {
 	for _, e := range ended {
 		if err := e.put(tx); err != nil {
 			return err
@@ -66,21 +71,21 @@ func putEnds(tx store.Tx, ended []*endedV1, rests []savedRest) error {
 // endingsLocked are the records of the sessions that this connection's journal
 // still has and live does not. What is not known of one any more, because it
 // ended in a process that was killed, is said to be unknown.
-func (p *peerConn) endingsLocked(live []control.Session) []*endedV1 {
+func (p *peerConn) endingsLocked(live []control.Session) []*endedV2 {
 	left := map[session.ID]bool{}
 	for _, s := range live {
 		left[s.ID] = true
 	}
-	var all []*endedV1
+	var all []*endedV2
 	for _, id := range p.journalled {
 		if left[id] {
 			continue
 		}
 		e := p.g.finals[id]
 		if e == nil {
-			e = &endedV1{Session: id, Node: p.node, EndedAt: time.Now(), Cause: "unknown"}
+			e = &endedV2{Session: id, Node: p.node, EndedAt: time.Now(), Cause: "unknown"}
 		}
-		e.Version = stateVersion
+		e.Version = endedVersion
 		all = append(all, e)
 	}
 	return all
@@ -90,14 +95,14 @@ func (p *peerConn) endingsLocked(live []control.Session) []*endedV1 {
 const killedCause = "the daemon was killed"
 
 // endings is endingsLocked for callers that do not hold gateway.mu.
-func (p *peerConn) endings(live []control.Session) []*endedV1 {
+func (p *peerConn) endings(live []control.Session) []*endedV2 {
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	return p.endingsLocked(live)
 }
 
 // saved notes what the journal has of this connection now.
-func (p *peerConn) saved(live []control.Session, ended []*endedV1) {
+func (p *peerConn) saved(live []control.Session, ended []*endedV2) {
 	p.journalled = p.journalled[:0]
 	for _, s := range live {
 		p.journalled = append(p.journalled, s.ID)
@@ -111,10 +116,10 @@ func (p *peerConn) saved(live []control.Session, ended []*endedV1) {
 
 // finalLocked keeps what is known of a session at its end for the transaction
 // that records it.
-func (g *gateway) finalLocked(mb *member, cause string, counters countersV1) {
-	g.finals[mb.id] = &endedV1{
+func (g *gateway) finalLocked(mb *member, e event.Event, counters countersV1) {
+	g.finals[mb.id] = &endedV2{
 		Session: mb.id, Node: mb.node, Network: mb.network.cfg.Name, Addresses: mb.addresses, Resumes: mb.resumes,
-		EndedAt: time.Now(), Cause: cause, Counters: counters,
+		EndedAt: time.Now(), Cause: e.Cause, Counters: counters, Request: e.Request,
 	}
 }
 
@@ -130,7 +135,7 @@ func (m *Manager) trim(context.Context) {
 }
 
 // ended finds the record of a session by a beginning of its id, newest first.
-func (j *journal) ended(match func(session.ID) bool) (found *endedV1, err error) {
+func (j *journal) ended(match func(session.ID) bool) (found *endedV2, err error) {
 	err = j.eachEnd(func(id session.ID, b []byte) (err error) {
 		if match(id) {
 			found, err = decodeEnd(b)
@@ -152,10 +157,13 @@ func (j *journal) eachEnd(fn func(session.ID, []byte) error) error {
 	})
 }
 
-func decodeEnd(b []byte) (*endedV1, error) {
-	var e endedV1
-	if err := decode(b, &e, &e.Version); err != nil {
+func decodeEnd(b []byte) (*endedV2, error) {
+	var e endedV2
+	if err := json.Unmarshal(b, &e); err != nil {
 		return nil, err
+	}
+	if e.Version < 1 || e.Version > endedVersion {
+		return nil, fmt.Errorf("%w: version %d, this daemon knows %d", store.ErrNewer, e.Version, endedVersion)
 	}
 	return &e, nil
 }

@@ -49,7 +49,7 @@ type gateway struct {
 	members  *roster
 	changing map[*member]*gatewayKeys // a next key is armed
 	seen     map[netip.Addr]int       // where the nodes of connections, live and suspended, were last
-	finals   map[session.ID]*endedV1  // sessions that ended and are not recorded yet
+	finals   map[session.ID]*endedV2  // sessions that ended and are not recorded yet
 	freed    []savedRest              // addresses given back that are not flushed and journalled yet
 	gone     []session.ID             // closed since the counters were last written
 
@@ -61,7 +61,7 @@ type gateway struct {
 func newGateway(m *Manager) (*gateway, error) {
 	g := &gateway{
 		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{}, nodes: map[session.ID][]*peerConn{},
-		members: newRoster(), finals: map[session.ID]*endedV1{}, seen: map[netip.Addr]int{},
+		members: newRoster(), finals: map[session.ID]*endedV2{}, seen: map[netip.Addr]int{},
 		rebuilding: map[session.ID]rebuilding{},
 	}
 	var err error

@@ -515,12 +515,12 @@ func TestRoutesThatAreNotAccepted(t *testing.T) {
 }
 
 // ends returns the records of sessions that are over.
-func (d *daemon) ends() (all []*endedV1) {
+func (d *daemon) ends() (all []*endedV2) {
 	d.t.Helper()
 	err := (&journal{d.store}).each(bucketEnded, func(_ string, b []byte) error {
-		e := &endedV1{}
+		e, err := decodeEnd(b)
 		all = append(all, e)
-		return decode(b, e, &e.Version)
+		return err
 	})
 	if err != nil {
 		d.t.Fatal(err)

@@ -352,7 +352,7 @@ func (p *peerConn) sessionDown(a control.SessionDown) {
 func (g *gateway) dropLocked(mb *member, e event.Event) {
 	n := mb.network
 	final := g.countersLocked(mb)
-	g.finalLocked(mb, e.Cause, final)
+	g.finalLocked(mb, e, final)
 	if err := n.dev.Remove(mb.id); err != nil {
 		g.m.log.Error("session not removed from the data plane", event.KeySession, mb.id, event.KeyErr, err)
 	}

@@ -103,7 +103,7 @@ func matcher(id string) func(session.ID) bool {
 
 // findEnded looks for a session that is over: at a gateway in the record of
 // ends, at a node, which keeps none, among the stories. Nil: there is none.
-func (m *Manager) findEnded(id string) (*endedV1, error) {
+func (m *Manager) findEnded(id string) (*endedV2, error) {
 	if m.gateway != nil {
 		if e, err := m.journal.ended(matcher(id)); e != nil || err != nil {
 			return e, err
@@ -118,7 +118,7 @@ func (m *Manager) findEnded(id string) (*endedV1, error) {
 		return nil, err
 	}
 	last := story.closed()
-	e := &endedV1{Session: sid, Node: story.Node, Network: story.Network, EndedAt: last.At, Cause: last.Cause, Resumes: story.resumes()}
+	e := &endedV2{Session: sid, Node: story.Node, Network: story.Network, EndedAt: last.At, Cause: last.Cause, Resumes: story.resumes(), Request: last.Request}
 	if last.Counters != nil {
 		e.Counters = countersV1{RxBytes: last.Counters.RxBytes, TxBytes: last.Counters.TxBytes}
 	}
@@ -126,7 +126,7 @@ func (m *Manager) findEnded(id string) (*endedV1, error) {
 }
 
 // endedDetail is a session that is over in the words of `session show`.
-func (m *Manager) endedDetail(e *endedV1) api.SessionDetail {
+func (m *Manager) endedDetail(e *endedV2) api.SessionDetail {
 	d := api.SessionDetail{
 		Session: api.Session{
 			Session: e.Session.String(), Node: e.Node, Network: e.Network, State: session.Closed.String(), Addresses: notNil(e.Addresses),
@@ -135,7 +135,7 @@ func (m *Manager) endedDetail(e *endedV1) api.SessionDetail {
 		Advertise: []prefix{}, History: m.history(e.Session),
 	}
 	if len(d.History) == 0 { // of a release that kept no stories
-		d.History = append(d.History, eventView(event.Event{Time: e.EndedAt, Kind: event.SessionClosed, Session: e.Session, Node: e.Node, Network: e.Network, Cause: e.Cause}))
+		d.History = append(d.History, eventView(event.Event{Time: e.EndedAt, Kind: event.SessionClosed, Session: e.Session, Node: e.Node, Network: e.Network, Cause: e.Cause, Request: e.Request}))
 	}
 	return d
 }

@@ -227,7 +227,7 @@ func (s *stories) heal(live map[session.ID]bool) error {
 		e := event.Event{Time: time.Now(), Kind: event.SessionClosed, Session: id, Cause: "unknown: the daemon was killed"}
 		if r := ends[id]; r != nil {
 			counters := r.Counters.event()
-			e.Time, e.Cause, e.Counters = r.EndedAt, r.Cause, &counters
+			e.Time, e.Cause, e.Counters, e.Request = r.EndedAt, r.Cause, &counters, r.Request
 		}
 		s.tell(e)
 	}
@@ -235,8 +235,8 @@ func (s *stories) heal(live map[session.ID]bool) error {
 }
 
 // endsOf are the records of ends of some sessions.
-func (j *journal) endsOf(ids map[session.ID]bool) (map[session.ID]*endedV1, error) {
-	ends := map[session.ID]*endedV1{}
+func (j *journal) endsOf(ids map[session.ID]bool) (map[session.ID]*endedV2, error) {
+	ends := map[session.ID]*endedV2{}
 	err := j.eachEnd(func(id session.ID, b []byte) error {
 		if !ids[id] {
 			return nil
