@@ -21,6 +21,7 @@ const (
 	exitNoDaemon   = 3
 	exitNoSuch     = 4
 	exitNotAllowed = 5
+	exitStale      = 6
 )
 
 // defaultSocket is where the daemon listens unless told otherwise.
@@ -177,6 +178,8 @@ func classify(err error) (status int, hint string) {
 		return exitNoSuch, e.Hint
 	case api.NotAllowed:
 		return exitNotAllowed, e.Hint
+	case api.Stale:
+		return exitStale, e.Hint
 	}
 	return exitFailed, e.Hint
 }

@@ -9,6 +9,7 @@ import (
 
 func newExtend(c *cli) *cobra.Command {
 	var by time.Duration
+	var at ifSerial
 	cmd := &cobra.Command{
 		Use:               "extend TUNNEL",
 		Short:             "ask for a longer life of a tunnel's session",
@@ -19,7 +20,7 @@ func newExtend(c *cli) *cobra.Command {
 			if by < time.Second {
 				return usageOf(cmd, "--by is %v, want at least 1s", by)
 			}
-			tunnel, err := c.client().Extend(cmd.Context(), args[0], by)
+			tunnel, err := c.client().Extend(at.context(cmd), args[0], by)
 			if err != nil {
 				return err
 			}
@@ -31,5 +32,6 @@ func newExtend(c *cli) *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&by, "by", time.Hour, "how much longer")
+	at.flagOf(c, cmd, c.tunnelSerial)
 	return cmd
 }

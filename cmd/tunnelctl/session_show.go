@@ -120,8 +120,7 @@ func (c *cli) detailRows(d api.SessionDetail) (rows [][]string) {
 	}
 	add("expires", stamp(d.ExpiresAt))
 	add("lifetime", lifetimeOf(d.LifetimeMillis, d.Refresher, d.RefreshAt))
-	if d.Checkpoint != nil {
-		add("checkpoint", strconv.FormatUint(*d.Checkpoint, 10))
-	}
+	add("serial", serialText(d.Serial))
+	add("checkpoint", serialText(d.Checkpoint))
 	return rows
 }

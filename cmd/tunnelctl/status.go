@@ -106,9 +106,17 @@ func (c *cli) tunnelRows(t api.Tunnel) (rows [][]string) {
 	add("advertises", list(t.Advertise))
 	add("expires", stamp(t.ExpiresAt))
 	add("lifetime", lifetimeOf(t.LifetimeMillis, t.Refresher, t.RefreshAt))
+	add("serial", serialText(t.Serial))
 	add("leaves", leavingOf(t.Leaving))
 	add("last error", word(t.LastError))
 	return rows
+}
+
+func serialText(serial *uint64) string {
+	if serial == nil {
+		return ""
+	}
+	return strconv.FormatUint(*serial, 10)
 }
 
 // lifetimeOf tells of the lifetime that both ends agreed on.

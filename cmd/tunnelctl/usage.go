@@ -37,12 +37,12 @@ flags
   --help          of any verb: how it is used
 
 exit status: 0 done, 1 failed, 2 usage, 3 no daemon behind the socket,
-4 no such tunnel, session, network or node, 5 not allowed
+4 no such tunnel, session, network or node, 5 not allowed, 6 changed meanwhile
 `
 
 const sessionUsage = `
 usage: tunnelctl session show ID
-       tunnelctl session kill ID [--reason TEXT]
+       tunnelctl session kill ID [--reason TEXT] [--if-serial N]
        tunnelctl session release ID
 
 Shows or closes one session of this gateway, or lets it out of quarantine.
@@ -100,39 +100,53 @@ up already is left as it is.
 `
 
 const downUsage = `
-usage: tunnelctl down TUNNEL
+usage: tunnelctl down TUNNEL [--if-serial N]
 
 Closes the tunnel's session and removes its interface. It stays down, across
 restarts too, until "tunnelctl up".
+
+  --if-serial N  only if the session is still at the serial that "tunnelctl
+                 status" or "session show" told; else exit status 6
 `
 
 const suspendUsage = `
-usage: tunnelctl suspend TUNNEL
+usage: tunnelctl suspend TUNNEL [--if-serial N]
 
 Lets nothing pass the tunnel any more, at both ends, and keeps its session:
 addresses, keys, interface. It stays so, across restarts too, until
 "tunnelctl resume". The session's deadlines go on, all but that of idleness.
+
+  --if-serial N  only if the session is still at the serial that "tunnelctl
+                 status" or "session show" told; else exit status 6
 `
 
 const resumeUsage = `
-usage: tunnelctl resume TUNNEL
+usage: tunnelctl resume TUNNEL [--if-serial N]
 
 Goes on with a tunnel that was suspended. One that was not is left as it is.
+
+  --if-serial N  only if the session is still at the serial that "tunnelctl
+                 status" or "session show" told; else exit status 6
 `
 
 const extendUsage = `
-usage: tunnelctl extend TUNNEL [--by DURATION]
+usage: tunnelctl extend TUNNEL [--by DURATION] [--if-serial N]
 
 Asks the gateway to let the tunnel's session live longer than its network's
 "absolute" says. How much it grants is for the network's "extend" to say.
 
   --by DURATION  how much longer; default 1h
+  --if-serial N  only if the session is still at the serial that "tunnelctl
+                 status" or "session show" told; else exit status 6
 `
 
 const leaveUsage = `
-usage: tunnelctl leave TUNNEL
+usage: tunnelctl leave TUNNEL [--if-serial N]
 
 Closes the tunnel's session and forgets a tunnel that "tunnelctl join" wrote.
+
+  --if-serial N  only if the session is still at the serial that "tunnelctl
+                 status" or "session show" told; else exit status 6
 `
 
 const drainUsage = `
@@ -171,12 +185,14 @@ Shows one session, one that lives or one that is over, and tells its story.
 `
 
 const sessionKillUsage = `
-usage: tunnelctl session kill ID [--reason TEXT]
+usage: tunnelctl session kill ID [--reason TEXT] [--if-serial N]
 
 Closes a session. The node keeps its rights and may come back; to end these,
 see "tunnelctl node revoke".
 
   --reason TEXT  goes to the node and into the record
+  --if-serial N  only if the session is still at the serial that "tunnelctl
+                 status" or "session show" told; else exit status 6
 `
 
 const sessionReleaseUsage = `

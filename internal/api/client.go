@@ -113,7 +113,7 @@ func (c *Client) Session(ctx context.Context, id string) (SessionDetail, error) 
 
 // KillSession closes a session of a gateway.
 func (c *Client) KillSession(ctx context.Context, id, reason string) error {
-	_, err := change[done](ctx, c, "/v1/session/kill", KillRequest{Session: id, Reason: reason}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/session/kill", KillRequest{id, reason, conditionOf(ctx)}, answerTimeout)
 	return err
 }
 
@@ -151,20 +151,20 @@ func (c *Client) Up(ctx context.Context, tunnel string, wait time.Duration) (Tun
 
 // Down closes the session of a tunnel until the next Up.
 func (c *Client) Down(ctx context.Context, tunnel string) error {
-	_, err := change[done](ctx, c, "/v1/down", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/down", TunnelRequest{tunnel, conditionOf(ctx)}, answerTimeout)
 	return err
 }
 
 // Suspend holds the session of a tunnel until Resume: everything is kept, nothing
 // passes.
 func (c *Client) Suspend(ctx context.Context, tunnel string) error {
-	_, err := change[done](ctx, c, "/v1/suspend", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/suspend", TunnelRequest{tunnel, conditionOf(ctx)}, answerTimeout)
 	return err
 }
 
 // Resume lets packets pass again that Suspend stopped.
 func (c *Client) Resume(ctx context.Context, tunnel string) error {
-	_, err := change[done](ctx, c, "/v1/resume", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/resume", TunnelRequest{tunnel, conditionOf(ctx)}, answerTimeout)
 	return err
 }
 
@@ -176,12 +176,12 @@ func (c *Client) Drain(ctx context.Context, req DrainRequest) error {
 
 // Extend asks for a longer life of a tunnel's session.
 func (c *Client) Extend(ctx context.Context, tunnel string, by time.Duration) (Tunnel, error) {
-	return change[Tunnel](ctx, c, "/v1/extend", ExtendRequest{Tunnel: tunnel, ByMillis: by.Milliseconds()}, answerTimeout)
+	return change[Tunnel](ctx, c, "/v1/extend", ExtendRequest{tunnel, by.Milliseconds(), conditionOf(ctx)}, answerTimeout)
 }
 
 // Leave closes the session of a tunnel and forgets the tunnel.
 func (c *Client) Leave(ctx context.Context, tunnel string) error {
-	_, err := change[done](ctx, c, "/v1/leave", TunnelRequest{Tunnel: tunnel}, answerTimeout)
+	_, err := change[done](ctx, c, "/v1/leave", TunnelRequest{tunnel, conditionOf(ctx)}, answerTimeout)
 	return err
 }
 

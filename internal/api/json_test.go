@@ -17,8 +17,8 @@ func TestContractKeys(t *testing.T) {
 	}{
 		{"status", Status{}, "node boot_id engine tunnels networks problems drain key_memory"},
 		{"tunnel", Tunnel{}, "name state session addresses gateway path endpoint interface mtu key_epoch resumes last_handshake_at rx_bytes tx_bytes since " +
-			"routes refused_routes advertise data_alive last_error enabled expires_at held lifetime_ms refresher refresh_at leaving"},
-		{"session", Session{}, "session node user network state addresses path endpoint key_epoch resumes last_handshake_at rx_bytes tx_bytes since expires_at quarantined lifetime_ms refresher refresh_at"},
+			"routes refused_routes advertise data_alive last_error enabled expires_at held lifetime_ms refresher refresh_at serial leaving"},
+		{"session", Session{}, "session node user network state addresses path endpoint key_epoch resumes last_handshake_at rx_bytes tx_bytes since expires_at quarantined lifetime_ms refresher refresh_at serial"},
 		{"event", Event{}, "time event session node network cause request from rx_bytes tx_bytes"},
 	} {
 		typ := reflect.TypeOf(tt.v)
@@ -45,7 +45,7 @@ func TestListsAreNeverNull(t *testing.T) {
 		{JoinReply{Tunnels: []JoinedTunnel{{}}}, `{"node":"","gateway":"","tunnels":[{"name":"","file":"","routes":[]}]}`},
 		{Tunnel{}, `{"name":"","state":"","session":null,"addresses":[],"gateway":null,"path":null,"endpoint":null,"interface":null,` +
 			`"mtu":null,"key_epoch":null,"resumes":0,"last_handshake_at":null,"rx_bytes":0,"tx_bytes":0,"since":null,` +
-			`"routes":[],"refused_routes":[],"advertise":[],"data_alive":null,"last_error":null,"enabled":false,"expires_at":null,"held":false,"lifetime_ms":null,"refresher":null,"refresh_at":null,"leaving":null}`},
+			`"routes":[],"refused_routes":[],"advertise":[],"data_alive":null,"last_error":null,"enabled":false,"expires_at":null,"held":false,"lifetime_ms":null,"refresher":null,"refresh_at":null,"serial":null,"leaving":null}`},
 	} {
 		b, err := json.Marshal(withLists(tt.v))
 		if err != nil {

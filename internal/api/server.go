@@ -198,7 +198,11 @@ func write[Q, A any](ask func(context.Context, Manager, Q) (A, error)) func(*ser
 			}
 			defer free()
 		}
-		answer, err := ask(r.Context(), s.manager, req)
+		ctx := r.Context()
+		if c, ok := any(req).(conditional); ok {
+			ctx = WithIfSerial(ctx, c.ifSerial())
+		}
+		answer, err := ask(ctx, s.manager, req)
 		s.answer(w, r, answer, err)
 	}
 }
@@ -305,6 +309,8 @@ func httpStatus(c Code) int {
 		return http.StatusForbidden
 	case NoSuch:
 		return http.StatusNotFound
+	case Stale:
+		return http.StatusPreconditionFailed
 	}
 	return http.StatusInternalServerError
 }

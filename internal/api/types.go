@@ -54,6 +54,7 @@ const (
 	Usage      Code = "usage"       // 2
 	NoSuch     Code = "no-such"     // 4
 	NotAllowed Code = "not-allowed" // 5
+	Stale      Code = "stale"       // 6: the session is at another serial than the request was made for
 )
 
 // Error is what a request failed with. Message is one sentence, lower case,
@@ -133,6 +134,8 @@ type Tunnel struct {
 	LifetimeMillis *int64     `json:"lifetime_ms"`
 	Refresher      *string    `json:"refresher"`
 	RefreshAt      *time.Time `json:"refresh_at"`
+	// Serial counts what somebody changed of the session; null without one.
+	Serial *uint64 `json:"serial"`
 	// Leaving is what this node does about a gateway that is about to go; null
 	// when it stays.
 	Leaving *Leaving `json:"leaving"`
@@ -217,6 +220,7 @@ type Session struct {
 	LifetimeMillis *int64     `json:"lifetime_ms"` // as of a Tunnel, with the two below
 	Refresher      *string    `json:"refresher"`
 	RefreshAt      *time.Time `json:"refresh_at"`
+	Serial         *uint64    `json:"serial"` // null when it is over
 }
 
 // SessionDetail is `session show`: the session and its story, oldest first.
@@ -306,6 +310,7 @@ type Node struct {
 // TunnelRequest names the tunnel that `down`, `leave`, `suspend` and `resume` are about.
 type TunnelRequest struct {
 	Tunnel string `json:"tunnel"`
+	Condition
 }
 
 // UpRequest starts a tunnel and waits for its session, for WaitMillis at most.
@@ -318,12 +323,14 @@ type UpRequest struct {
 type ExtendRequest struct {
 	Tunnel   string `json:"tunnel"`
 	ByMillis int64  `json:"by_ms"`
+	Condition
 }
 
 // KillRequest ends a session; Reason goes to the peer and into the record.
 type KillRequest struct {
 	Session string `json:"session"`
 	Reason  string `json:"reason"`
+	Condition
 }
 
 // ReleaseRequest lets a session out of quarantine.

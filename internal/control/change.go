@@ -53,6 +53,7 @@ type ExtendSession struct {
 	LocalID   uint32
 	Left      time.Duration
 	RequestID session.ID // as in OpenSession
+	IfSerial  uint64     // as in CloseSession
 }
 
 // Questions about offers of the peer. Refusal nil in the answer means yes.
@@ -194,6 +195,7 @@ func (m *Machine) tellRoutes(s *Session, o Offer) {
 		return
 	}
 	s.Routes = o.Routes
+	s.touch()
 	m.send(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, HasRoutes: true, Routes: o.Routes, RequestID: o.RequestID})
 	m.do(TermsChanged{*s, o.Terms, o.RequestID})
 }
@@ -205,7 +207,8 @@ func (m *Machine) notNow(s *Session, o Offer) {
 
 // extendSession sends CHO with a node's wish.
 func (m *Machine) extendSession(ev ExtendSession) {
-	if s := m.byLocal(ev.LocalID); s != nil && m.cfg.Role == Initiator {
+	s := m.byLocal(ev.LocalID)
+	if !m.outdated(s, ev.IfSerial, ev.RequestID) && s != nil && m.cfg.Role == Initiator {
 		m.offer(s, Offer{RequestID: m.requestID(ev.RequestID), Left: ev.Left}, &wire.ChangeOffer{Lifetime: &wire.Lifetime{Absolute: ev.Left}})
 	}
 }
@@ -216,6 +219,9 @@ func (m *Machine) offer(s *Session, o Offer, msg *wire.ChangeOffer) {
 		return
 	}
 	s.Offer = &o
+	if o.Expires.After == 0 {
+		s.touch()
+	}
 	msg.LocalID, msg.RemoteID, msg.RequestID = s.LocalID, s.RemoteID, o.RequestID
 	m.send(msg)
 }
@@ -275,6 +281,7 @@ func (m *Machine) changed(ev Changed) {
 	}
 	if ev.Refusal == nil {
 		*s = s.with(termsOf(c))
+		s.touch()
 		m.retime()
 	}
 	if c.LocalID != 0 {
@@ -309,6 +316,7 @@ func (m *Machine) extended(ev Extended) {
 		return
 	}
 	s.Lifetime, s.Extended = ev.Lifetime.Whole(), ev.By
+	s.touch()
 	m.answerChange(s, &wire.ChangeAnswer{RequestID: c.RequestID, Lifetime: &ev.Lifetime})
 	m.do(SessionExtended{*s, c.RequestID})
 	m.ticketsDue(s)
@@ -341,6 +349,9 @@ func (m *Machine) changeAnswer(a *wire.ChangeAnswer) {
 	o := *s.Offer
 	s.Offer = nil
 	m.dirty = true
+	if o.Expires.After == 0 {
+		s.touch()
+	}
 	switch {
 	case o.Expires.After > 0:
 		m.refreshed(s, o, a)

@@ -109,6 +109,7 @@ type CloseSession struct {
 	Result     wire.Result
 	Statistics *wire.Statistics
 	RequestID  session.ID // as in OpenSession
+	IfSerial   uint64     // only if the session has so many Changes; 0: whatever it has
 }
 
 // Stop ends the control connection and every session in it, for good.

@@ -13,6 +13,7 @@ type HoldSession struct {
 	LocalID   uint32
 	Held      bool
 	RequestID session.ID // as in OpenSession
+	IfSerial  uint64     // as in CloseSession
 }
 
 // ChangeLifetime, at a responder, tells the peer what ends the session of this
@@ -55,10 +56,11 @@ type Life struct {
 
 func (m *Machine) holdSession(ev HoldSession) {
 	s := m.byLocal(ev.LocalID)
-	if s == nil || m.cfg.Role != Initiator || s.State != session.Established || s.Held == ev.Held {
+	if m.outdated(s, ev.IfSerial, ev.RequestID) || s == nil || m.cfg.Role != Initiator || s.State != session.Established || s.Held == ev.Held {
 		return
 	}
 	s.Held = ev.Held
+	s.touch()
 	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: &wire.CircuitStatus{Active: !ev.Held}, RequestID: m.requestID(ev.RequestID)})
 }
 
@@ -68,6 +70,7 @@ func (m *Machine) changeLifetime(ev ChangeLifetime) {
 		return
 	}
 	s.Lifetime = ev.Lifetime.Whole()
+	s.touch()
 	m.change(&wire.SLI{LocalID: s.LocalID, RemoteID: s.RemoteID, Lifetime: &ev.Lifetime, RequestID: m.requestID(ev.RequestID)})
 }
 
@@ -97,11 +100,13 @@ func merge(sli, older *wire.SLI) {
 func (m *Machine) lifeChanged(s *Session, c *wire.SLI) {
 	if c.Lifetime != nil {
 		s.Lifetime = *c.Lifetime
+		s.touch()
 		m.dirty = true
 		m.do(LifetimeChanged{*s, c.RequestID})
 	}
 	if c.CircuitStatus != nil && m.cfg.Role == Responder && s.Held == c.CircuitStatus.Active {
 		s.Held = !c.CircuitStatus.Active
+		s.touch()
 		m.dirty = true
 		m.do(HoldChanged{*s, c.RequestID})
 	}

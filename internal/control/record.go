@@ -66,6 +66,7 @@ type Session struct {
 	Timers    wire.Timers
 
 	RequestID session.ID // of the ICRQ: the wish that began it
+	Changes   uint64     // made to it, as this end counts them; see serial.go
 	Offer     *Offer     // of ours, not answered; nil: none
 
 	Life
@@ -119,6 +120,7 @@ type (
 		MTU               uint16
 		Timers            wire.Timers
 		RequestID         session.ID `json:",omitzero"`
+		Changes           uint64     `json:",omitempty"`
 		Offer             *Offer     `json:",omitempty"`
 		Life
 		Ticket     []byte `json:",omitempty"`
@@ -173,7 +175,7 @@ func (r *Record) Encode() ([]byte, error) {
 			Resumes: s.Resumes, PrivateKey: s.PrivateKey.Reveal(), PublicKey: publicKey(s.PublicKey), PeerKey: publicKey(s.PeerKey),
 			PresharedKey: s.PresharedKey.Reveal(), KeyEpoch: s.KeyEpoch,
 			OfferSecret: s.OfferSecret.Reveal(), NextPresharedKey: s.NextPresharedKey.Reveal(), Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Offer: s.Offer, Life: s.Life,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Changes: s.Changes, Offer: s.Offer, Life: s.Life,
 			Ticket: s.Ticket.Reveal(), Rebuild: s.Rebuild, ClaimEpoch: s.ClaimEpoch, Claim: s.Claim.Reveal(),
 		})
 	}
@@ -208,7 +210,7 @@ func DecodeRecord(b []byte) (*Record, error) {
 			Resumes: s.Resumes, PrivateKey: secret.New(s.PrivateKey), PublicKey: s.PublicKey, PeerKey: s.PeerKey,
 			PresharedKey: secret.New(s.PresharedKey), KeyEpoch: s.KeyEpoch,
 			OfferSecret: secret.New(s.OfferSecret), NextPresharedKey: secret.New(s.NextPresharedKey), Addresses: s.Addresses, Peers: s.Peers,
-			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Offer: s.Offer, Life: s.Life,
+			Routes: s.Routes, Advertise: s.Advertise, MTU: s.MTU, Timers: s.Timers, RequestID: s.RequestID, Changes: s.Changes, Offer: s.Offer, Life: s.Life,
 			Claims: Claims{Ticket: secret.New(s.Ticket), Rebuild: s.Rebuild, ClaimEpoch: s.ClaimEpoch, Claim: secret.New(s.Claim)},
 		})
 	}

@@ -208,6 +208,7 @@ func (m *Machine) setUp(ev SetUp) {
 	}
 	if m.cfg.Role == Initiator {
 		s.State, s.Rebuild = session.Established, false
+		s.touch()
 		m.retime()
 		m.send(&wire.ICCN{LocalID: s.LocalID, RemoteID: s.RemoteID, CircuitStatus: wire.CircuitStatus{Active: true, New: true}})
 		m.do(SessionUp{*s})
@@ -305,6 +306,7 @@ func (m *Machine) iccn(c *wire.ICCN) {
 	case s == nil: // RFC 3931, section 7.3: ICCN in idle: clean up
 	case m.cfg.Role == Responder && s.State == session.WaitConnect:
 		s.State = session.Established
+		s.touch()
 		m.dirty = true
 		m.do(SessionUp{*s})
 		m.ticketsDue(s)
@@ -348,7 +350,7 @@ func (m *Machine) end(s *Session, res wire.Result, remote bool, request session.
 
 func (m *Machine) closeSession(ev CloseSession) {
 	s := m.byLocal(ev.LocalID)
-	if s == nil {
+	if m.outdated(s, ev.IfSerial, ev.RequestID) || s == nil {
 		return
 	}
 	request := m.requestID(ev.RequestID)

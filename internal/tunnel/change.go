@@ -27,19 +27,17 @@ func (m *Manager) Extend(ctx context.Context, name string, by time.Duration) (ap
 	m.mu.Lock()
 	t, err := m.tunnelLocked(name)
 	if err == nil {
-		err = t.extendableLocked()
+		err = t.extendableLocked(api.IfSerialOf(ctx))
 	}
 	if err != nil {
 		m.mu.Unlock()
 		return api.Tunnel{}, err
 	}
-	request := api.RequestOf(ctx)
-	if request.IsZero() {
-		request = session.NewID()
-	}
+	request := wishOf(ctx)
 	now := bootNow()
 	left := t.life.AbsoluteTo(now, time.Now()).Since(now)
-	conn, ask := t.link.conn, control.ExtendSession{LocalID: t.session.LocalID, Left: max(time.Second, left) + by, RequestID: request}
+	conn, what := t.link.conn, sessionName(t.session.ID)
+	ask := control.ExtendSession{LocalID: t.session.LocalID, Left: max(time.Second, left) + by, RequestID: request, IfSerial: api.IfSerialOf(ctx)}
 	answer := make(chan error, 1)
 	t.extending[request] = answer
 	m.mu.Unlock()
@@ -48,8 +46,8 @@ func (m *Manager) Extend(ctx context.Context, name string, by time.Duration) (ap
 		delete(t.extending, request)
 		m.mu.Unlock()
 	}()
-	if err := conn.Do(ctx, ask); err != nil {
-		return api.Tunnel{}, failed(err)
+	if err := m.doIf(ctx, conn, ask, request, what); err != nil {
+		return api.Tunnel{}, err
 	}
 	timeout := time.NewTimer(extendWait)
 	defer timeout.Stop()
@@ -69,8 +67,10 @@ func (m *Manager) Extend(ctx context.Context, name string, by time.Duration) (ap
 }
 
 // extendableLocked says why the tunnel has no life that could be longer.
-func (t *dialled) extendableLocked() error {
+func (t *dialled) extendableLocked(ifSerial uint64) error {
 	switch {
+	case (t.session == nil || t.link.conn == nil) && ifSerial != 0:
+		return stale(fmt.Sprintf("the session of tunnel %q", t.cfg.Name), ifSerial, 0)
 	case t.session == nil || t.link.conn == nil:
 		return &api.Error{Code: api.Failed, Message: fmt.Sprintf("tunnel %q has no session to extend: it is %v", t.cfg.Name, t.state), Hint: fmt.Sprintf("`tunnelctl up %s` begins one", t.cfg.Name)}
 	case t.life.Terms.Absolute == 0:

@@ -31,6 +31,7 @@ type dialled struct {
 
 	saved   tunnelV1
 	wanted  bool // auto or up, and not down
+	ending  bool // its session is being ended by a `down` that names its serial
 	ifname  string
 	dev     engine.Device    // nil while there is no interface
 	session *control.Session // nil while there is none

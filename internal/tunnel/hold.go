@@ -21,7 +21,15 @@ func (m *Manager) Resume(ctx context.Context, name string) error { return m.hold
 func (m *Manager) hold(ctx context.Context, name string, held bool) error {
 	m.mu.Lock()
 	t, err := m.tunnelLocked(name)
-	if err == nil && t.saved.Held != held {
+	m.mu.Unlock()
+	if err == nil && api.IfSerialOf(ctx) != 0 {
+		err = t.holdIf(ctx, held)
+	}
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	if t.saved.Held != held {
 		err = t.holdLocked(held, api.RequestOf(ctx))
 	}
 	m.mu.Unlock()
@@ -30,6 +38,27 @@ func (m *Manager) hold(ctx context.Context, name string, held bool) error {
 	}
 	t.tellHold(ctx)
 	return nil
+}
+
+// holdIf has the machine hold the session first, which knows its serial. A kill
+// before that is remembered takes it back: holdLater.
+func (t *dialled) holdIf(ctx context.Context, held bool) error {
+	conn, s, err := t.conditionOn(ctx)
+	if err != nil {
+		return err
+	}
+	request := wishOf(ctx)
+	return t.m.doIf(ctx, conn, control.HoldSession{LocalID: s.LocalID, Held: held, RequestID: request, IfSerial: api.IfSerialOf(ctx)}, request, sessionName(s.ID))
+}
+
+// conditionOn is the session that a verb with a condition is about.
+func (t *dialled) conditionOn(ctx context.Context) (*control.Conn, *control.Session, error) {
+	t.m.mu.Lock()
+	defer t.m.mu.Unlock()
+	if t.session == nil || t.link.conn == nil {
+		return nil, nil, stale(fmt.Sprintf("the session of tunnel %q", t.cfg.Name), api.IfSerialOf(ctx), 0)
+	}
+	return t.link.conn, t.session, nil
 }
 
 // holdLocked stops the tunnel's packets and remembers that, or the other way

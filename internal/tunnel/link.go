@@ -344,7 +344,7 @@ func (l *link) missing(gateway session.ID, wait *time.Duration) (open []control.
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
 	for _, t := range l.tunnels {
-		if !t.wanted || t.givenUp || t.session != nil || t.state == session.WaitReply {
+		if !t.wanted || t.ending || t.givenUp || t.session != nil || t.state == session.WaitReply {
 			continue
 		}
 		if left := time.Until(t.retryAt); left > 0 {

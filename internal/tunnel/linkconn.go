@@ -129,6 +129,8 @@ func (c *linkConn) Notify(a control.Action) {
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.changeRefusedLocked(a)
 		}
+	case control.Outdated:
+		m.outdated.note(a)
 	case control.StampTold:
 		if t := c.l.labelled(a.Session.Label); t != nil {
 			t.stampToldLocked(a)

@@ -71,6 +71,8 @@ type Manager struct {
 	stories *stories
 	gateway *gateway // nil: this node listens to nobody
 
+	outdated outdated
+
 	ctx   context.Context // of Run; ends when the daemon does
 	wg    sync.WaitGroup  // everything that Run started
 	ready chan struct{}   // closed when Run has brought everything up

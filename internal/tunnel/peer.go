@@ -253,6 +253,8 @@ func (p *peerConn) Notify(a control.Action) {
 		p.termsChanged(a)
 	case control.SessionRefreshed:
 		p.refreshed(a)
+	case control.Outdated:
+		g.m.outdated.note(a)
 	case control.ChangeRefused:
 		p.changeRefused(a)
 	case control.SessionRekeyed, control.RekeyFailed:

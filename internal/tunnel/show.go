@@ -65,7 +65,7 @@ func (t *dialled) detail() api.SessionDetail {
 			Session: *v.Session, Node: t.m.cfg.Node.Name, Network: t.session.Network, State: v.State, Addresses: v.Addresses,
 			Path: v.Path, Endpoint: v.Endpoint, KeyEpoch: v.KeyEpoch, Resumes: v.Resumes, LastHandshakeAt: v.LastHandshakeAt,
 			RxBytes: v.RxBytes, TxBytes: v.TxBytes, Since: v.Since, ExpiresAt: v.ExpiresAt,
-			LifetimeMillis: v.LifetimeMillis, Refresher: v.Refresher, RefreshAt: v.RefreshAt,
+			LifetimeMillis: v.LifetimeMillis, Refresher: v.Refresher, RefreshAt: v.RefreshAt, Serial: v.Serial,
 		},
 		Advertise: v.Advertise, Checkpoint: checkpoint(t.link.conn), RxDropped: dropsView(st.RxDropped), TxDropped: dropsView(st.TxDropped),
 	}

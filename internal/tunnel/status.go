@@ -82,6 +82,7 @@ func (t *dialled) view() api.Tunnel {
 	v.Resumes, v.RxBytes, v.TxBytes = s.Resumes, total.RxBytes, total.TxBytes
 	v.Endpoint, v.LastHandshakeAt, v.DataAlive = endpointText(st.Endpoint), instant(st.LastHandshake), &living
 	v.ExpiresAt = instant(t.life.ExpiresAt(bootNow(), time.Now()))
+	v.Serial = serialOf(t.link.conn, s.ID)
 	v.LifetimeMillis, v.Refresher, v.RefreshAt = lifetimeView(&t.life.Refresh, bootNow(), time.Now())
 	v.Routes = notNil(t.taken)
 	return v
@@ -124,7 +125,7 @@ func (mb *member) view(g *gateway) api.Session {
 		Addresses: notNil(mb.addresses), Path: &path, Endpoint: endpointText(st.Endpoint), KeyEpoch: &epoch,
 		Resumes: mb.resumes, LastHandshakeAt: instant(st.LastHandshake), RxBytes: total.RxBytes, TxBytes: total.TxBytes,
 		Since: &since, ExpiresAt: instant(mb.life.ExpiresAt(bootNow(), time.Now())), Quarantined: mb.stranger(),
-		LifetimeMillis: lifetime, Refresher: refresher, RefreshAt: refreshAt,
+		LifetimeMillis: lifetime, Refresher: refresher, RefreshAt: refreshAt, Serial: serialOf(mb.conn.conn, mb.id),
 	}
 }
 

@@ -155,10 +155,17 @@ func (t *dialled) verdict() error {
 func (m *Manager) Down(ctx context.Context, name string) error {
 	m.mu.Lock()
 	t, err := m.tunnelLocked(name)
+	m.mu.Unlock()
 	if err != nil {
-		m.mu.Unlock()
 		return err
 	}
+	if api.IfSerialOf(ctx) != 0 {
+		if err := t.endIf(ctx); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	t.ending = false
 	err = t.wantLocked(false)
 	m.mu.Unlock()
 	if err != nil {
@@ -166,6 +173,28 @@ func (m *Manager) Down(ctx context.Context, name string) error {
 	}
 	t.close(ctx)
 	return nil
+}
+
+// endIf ends the tunnel's session first, whose machine knows its serial. When it
+// has, no other is asked for before the caller says whether one is wanted.
+func (t *dialled) endIf(ctx context.Context) error {
+	conn, s, err := t.conditionOn(ctx)
+	if err != nil {
+		return err
+	}
+	t.m.mu.Lock()
+	t.ending = true
+	t.m.mu.Unlock()
+	request := wishOf(ctx)
+	err = t.m.doIf(ctx, conn, control.CloseSession{LocalID: s.LocalID, RequestID: request, IfSerial: api.IfSerialOf(ctx), Result: wire.Result{
+		Code: wire.CDNAdministrative, Cause: wire.CauseUser}}, request, sessionName(s.ID))
+	if err != nil {
+		t.m.mu.Lock()
+		t.ending = false
+		t.m.mu.Unlock()
+		t.link.nudge()
+	}
+	return err
 }
 
 // close ends the tunnel's session, if any, and removes the interface.
@@ -282,9 +311,14 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	if err != nil {
 		return err
 	}
-	res := wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseAdministrator, Text: reason}
+	request := wishOf(ctx)
+	end := control.CloseSession{
+		Result:    wire.Result{Code: wire.CDNAdministrative, Cause: wire.CauseAdministrator, Text: reason},
+		RequestID: request, IfSerial: api.IfSerialOf(ctx),
+	}
 	if mb != nil {
-		return mb.conn.conn.Do(ctx, control.CloseSession{LocalID: mb.local, Result: res, Statistics: m.gateway.statistics(mb), RequestID: api.RequestOf(ctx)})
+		end.LocalID, end.Statistics = mb.local, m.gateway.statistics(mb)
+		return m.doIf(ctx, mb.conn.conn, end, request, sessionName(mb.id))
 	}
 	m.mu.Lock()
 	conn, s := t.link.conn, t.session
@@ -292,7 +326,8 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	if conn == nil || s == nil {
 		return &api.Error{Code: api.NoSuch, Message: fmt.Sprintf("no session %q", id)}
 	}
-	return conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: res, RequestID: api.RequestOf(ctx)})
+	end.LocalID = s.LocalID
+	return m.doIf(ctx, conn, end, request, sessionName(s.ID))
 }
 
 func (g *gateway) statistics(mb *member) *wire.Statistics {

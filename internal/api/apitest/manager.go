@@ -80,10 +80,18 @@ func (m *Manager) tunnel(ctx context.Context, verb, name string) error {
 	}
 	for _, t := range m.tunnels() {
 		if t.Name == name {
-			return nil
+			return atSerial(ctx, t.Serial)
 		}
 	}
 	return noSuch("tunnel", name, "configured tunnels are: home, office")
+}
+
+// atSerial refuses what is wanted at another serial.
+func atSerial(ctx context.Context, serial *uint64) error {
+	if want := api.IfSerialOf(ctx); want != 0 && (serial == nil || *serial != want) {
+		return &api.Error{Code: api.Stale, Message: fmt.Sprintf("not at serial %d", want), Hint: "look at it again"}
+	}
+	return nil
 }
 
 // Version is that of a release.
@@ -124,6 +132,7 @@ func (m *Manager) tunnels() []api.Tunnel {
 			RefusedRoutes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
 			Advertise:     []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
 			DataAlive:     new(true), Enabled: true,
+			LifetimeMillis: new(int64(1_800_000)), Refresher: new("node"), RefreshAt: new(Start.Add(15 * time.Minute)), Serial: new(uint64(7)),
 		},
 		{
 			Name: "office", State: "idle", Since: new(Start),
@@ -146,6 +155,7 @@ func branch() api.Session {
 		Session: BranchID, Node: "branch", Network: "office", State: "suspended",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.2")}, Path: new("udp"), Endpoint: new("198.51.100.9:40000"),
 		Resumes: 1, RxBytes: 10, TxBytes: 20, Since: new(Start), ExpiresAt: new(Start.Add(24 * time.Hour)), Quarantined: true,
+		Serial: new(uint64(9)),
 	}
 }
 
@@ -188,7 +198,7 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	if id != BranchID {
 		return noSuch("session", id, "")
 	}
-	return nil
+	return atSerial(ctx, branch().Serial)
 }
 
 // ReleaseSession knows BranchID.
