@@ -52,10 +52,11 @@ var readers = []reader{
 // notReached are functions whose name looks like a parser's although nobody
 // but ourselves feeds them, with the reason.
 var notReached = map[string]string{
-	"internal/auth UnmarshalAuthority": "reads the journal, which is sealed",
-	"internal/auth parseIdentity":      "reads the journal, which is sealed",
-	"internal/auth parseKey":           "reads the journal, which is sealed",
-	"internal/control readID":          "reads random numbers",
+	"internal/auth UnmarshalAuthority":         "reads the journal, which is sealed",
+	"internal/auth parseIdentity":              "reads the journal, which is sealed",
+	"internal/auth parseKey":                   "reads the journal, which is sealed",
+	"internal/control readID":                  "reads random numbers",
+	"internal/control publicKey.UnmarshalJSON": "reads the journal, which is sealed",
 }
 
 // readerName is what functions are called that turn octets or text into
