@@ -84,9 +84,6 @@ func (m *Machine) change(sli *wire.SLI) {
 
 // merge takes over from an older change what this one leaves as it is.
 func merge(sli, older *wire.SLI) {
-	if sli.CircuitStatus == nil {
-		sli.CircuitStatus = older.CircuitStatus
-	}
 	if sli.Lifetime == nil {
 		sli.Lifetime = older.Lifetime
 	}

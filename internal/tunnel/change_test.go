@@ -9,6 +9,7 @@ import (
 
 	"tunneld/internal/api"
 	"tunneld/internal/config"
+	"tunneld/internal/control"
 	"tunneld/internal/session"
 )
 
@@ -120,6 +121,9 @@ func TestChangedConfigurationIsOffered(t *testing.T) {
 			return d.happened("session-changed", "MTU 1300") == 1 && d.happened("session-changed", "10.88.0.2") == 1 && d.happened("session-changed", "grace 2h0m0s") == 1
 		})
 	}
+	if ls := gw.m.gateway.networks[0].pool.Leases(); len(ls) != 1 || ls[0].Session.String() != id || !slices.Equal(ls[0].Addresses, want) {
+		t.Errorf("leases %+v, want one, of the session, with %v", ls, want)
+	}
 
 	// A second time round, back: the address it had rests, and is its own. The
 	// interface was made for the MTU it had then, so that is refused, once, and
@@ -169,5 +173,25 @@ func TestTermsAreOfferedWhileResuming(t *testing.T) {
 	node.run()
 	if got := established(t, gw, node); got != id {
 		t.Errorf("session %v, want %v to go on", got, id)
+	}
+}
+
+// TestOfferedAddressesAreKept: what is offered and not answered when a gateway is
+// killed is nobody else's after it has started again.
+func TestOfferedAddressesAreKept(t *testing.T) {
+	gw, node := pair(t)
+	established(t, gw, node)
+	g := gw.m.gateway
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	offer := &control.Offer{RequestID: session.NewID(), Terms: control.Terms{
+		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.9"), netip.MustParseAddr("fd77::9")}}}
+	for _, mb := range g.members.byID {
+		g.restoreOffer(mb, control.Session{ID: mb.id, Offer: offer})
+	}
+	for _, a := range offer.Addresses {
+		if by, ok := g.networks[0].pool.Of(a); !ok || by != offer.RequestID {
+			t.Errorf("%v is leased to %v, %v, want it kept for the offer", a, by, ok)
+		}
 	}
 }

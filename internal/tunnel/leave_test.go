@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"tunneld/internal/api"
 	"tunneld/internal/config"
@@ -89,6 +90,23 @@ func TestRetargetLoop(t *testing.T) {
 	if err := node.m.tunnels[0].link.way.Err(); err != nil {
 		t.Errorf("having arrived, the node still says: %v", err)
 	}
+}
+
+// TestMoveAndStay: a node that is to leave later stays if the gateway does, and
+// one that is to leave now is with the other gateway and not with this one.
+func TestMoveAndStay(t *testing.T) {
+	first, second, node := twoGateways(t)
+	id := established(t, first, node)
+	first.drain(t, api.DrainRequest{OverMillis: time.Hour.Milliseconds()})
+	wait(t, "the node to know where to go", func() bool { l := node.tunnel().Leaving; return l != nil && l.To != nil })
+	first.drain(t, api.DrainRequest{Cancel: true})
+	wait(t, "the node to know that it stays", func() bool { return node.tunnel().Leaving == nil })
+	if got := established(t, first, node); got != id {
+		t.Errorf("session %v, want %v to go on", got, id)
+	}
+	first.drain(t, api.DrainRequest{To: []string{second.cfg.Gateway.Public}})
+	established(t, second, node)
+	wait(t, "the first gateway to have heard of it", func() bool { return len(first.sessions()) == 0 })
 }
 
 // TestTurnedAway: a node without a session is not kept by a gateway that gives it

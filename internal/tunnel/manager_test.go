@@ -16,6 +16,8 @@ import (
 	"tunneld/internal/api"
 	"tunneld/internal/auth"
 	"tunneld/internal/config"
+	"tunneld/internal/control"
+	"tunneld/internal/control/wire"
 	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/store/storetest"
@@ -402,6 +404,31 @@ func TestRevokedWhileKilled(t *testing.T) {
 	wait(t, "the session to end", func() bool { return len(gw.sessions()) == 0 })
 	if ids := gw.engine.Device("tnl0").Sessions(); len(ids) != 0 {
 		t.Errorf("the data plane still has %v", ids)
+	}
+}
+
+// TestRevokedMeanwhile: what was granted by rights that were looked at before a
+// revocation is not written.
+func TestRevokedMeanwhile(t *testing.T) {
+	gw, node := pair(t)
+	established(t, gw, node)
+	g := gw.m.gateway
+	g.mu.Lock()
+	var p *peerConn
+	for _, p = range g.conns {
+	}
+	g.mu.Unlock()
+	record := &control.Record{Role: control.Responder, LocalID: 7, PeerID: p.nodeID, PeerName: "alice"}
+	other := &peerConn{g: g, id: 7, node: "alice", nodeID: p.nodeID, serial: g.registry.RevocationSerial()}
+	if err := other.Save(record); err != nil {
+		t.Fatalf("Save before the revocation: %v", err)
+	}
+	if _, err := g.registry.Revoke("alice", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	err := other.Save(record)
+	if d, ok := errors.AsType[*control.Denied](err); !ok || d.Result.Cause != wire.CauseRevoked {
+		t.Errorf("Save after the revocation = %v, want it denied", err)
 	}
 }
 
