@@ -95,7 +95,7 @@ type Timers struct {
 	// What is agreed with nodes of how long a session lives after it was
 	// refreshed last.
 	Lifetime    time.Duration // at most, and for nodes that ask for none; zero: what the node asks for
-	MinLifetime time.Duration // at least; zero: anything
+	MinLifetime time.Duration // at least; zero: 90 s, or Lifetime where that is shorter
 	Refresher   string        // "node" or "gateway", where the node names none
 }
 

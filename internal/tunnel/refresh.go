@@ -27,10 +27,21 @@ func refresherOf(name string) wire.Refresher {
 	return wire.RefresherAny
 }
 
+// leastLifetime is the floor of a network that names none (RFC 4028, section 5):
+// each refresh is written down at both ends, and a node is not to make its gateway
+// do that all the time.
+const leastLifetime = 90 * time.Second
+
 // policy is what the network agrees to.
 func (n *network) policy() life.Policy {
 	t := n.cfg.Timers
 	p := life.Policy{Longest: t.Lifetime, Least: t.MinLifetime, Refresher: refresherOf(t.Refresher)}
+	if p.Least == 0 {
+		p.Least = leastLifetime
+		if p.Longest > 0 {
+			p.Least = min(p.Least, p.Longest)
+		}
+	}
 	if p.Refresher == wire.RefresherAny {
 		p.Refresher = wire.RefresherNode
 	}

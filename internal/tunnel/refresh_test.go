@@ -110,6 +110,7 @@ func TestLifetimeThatTheNodeAsksFor(t *testing.T) {
 	}{
 		{"its own", func(*config.Timers) {}, time.Hour, "gateway", agreement{time.Hour, "gateway"}},
 		{"no more than the network's", func(c *config.Timers) { c.Lifetime = time.Minute }, time.Hour, "", agreement{time.Minute, "node"}},
+		{"no less than the floor of a network that names none", func(*config.Timers) {}, time.Second, "gateway", agreement{90 * time.Second, "gateway"}},
 		{"no less than the network's floor", func(c *config.Timers) { c.MinLifetime = 10 * time.Minute }, time.Minute, "node", agreement{10 * time.Minute, "node"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

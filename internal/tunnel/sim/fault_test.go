@@ -35,7 +35,8 @@ var happenings = []happening{
 	{3, (*world).renew},
 	{2, (*world).trouble},
 	{6, (*world).rekey},
-	{3, (*world).hold},
+	{6, (*world).hold},
+	{2, (*world).relimit},
 	{6, (*world).offer},
 	{3, (*world).extend},
 	{6, (*world).steal},
@@ -257,7 +258,15 @@ func (w *world) rekey() {
 // hold is `tunnelctl suspend` and `tunnelctl resume`.
 func (w *world) hold() {
 	if t := w.anyTunnel(); t.l.n.h.runs() && t.l.c != nil && t.session != nil {
-		t.l.c.do(control.HoldSession{LocalID: t.session.LocalID, Held: w.chance(2)})
+		held := w.chance(2)
+		t.l.c.do(control.HoldSession{LocalID: t.session.LocalID, Held: held})
+		if w.chance(2) { // and thinks better of it
+			w.after(w.between(0, 10*time.Second), func() {
+				if t.l.n.h.runs() && t.l.c != nil && t.session != nil {
+					t.l.c.do(control.HoldSession{LocalID: t.session.LocalID, Held: !held})
+				}
+			})
+		}
 	}
 }
 

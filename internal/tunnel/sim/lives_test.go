@@ -150,7 +150,11 @@ func (g *gateway) looks(n int) {
 			m.p.c.do(control.CloseSession{LocalID: m.local, Result: administrative(m.cause)})
 		}
 		for _, m := range due {
-			m.p.c.do(control.RefreshSession{LocalID: m.local, After: m.life.Refresh.After})
+			after := m.life.Refresh.After
+			if longest := m.n.policy.Longest; longest > 0 {
+				after = min(after, longest)
+			}
+			m.p.c.do(control.RefreshSession{LocalID: m.local, After: after})
 		}
 		if n%ageTicks == 0 {
 			g.saveAges(now, wall)

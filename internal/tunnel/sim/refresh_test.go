@@ -14,18 +14,26 @@ import (
 func (n *network) refreshed(w *world) {
 	n.policy.Refresher = wire.RefresherNode + wire.Refresher(w.rng.IntN(2))
 	if w.chance(2) {
-		n.policy.Least = w.between(10*time.Second, 30*time.Second).Truncate(time.Second)
+		n.policy.Least = w.between(30*time.Second, time.Minute).Truncate(time.Second)
 	}
 	if w.chance(3) {
-		n.policy.Longest = w.between(30*time.Second, 3*time.Minute).Truncate(time.Second)
+		n.policy.Longest = w.between(time.Minute, 3*time.Minute).Truncate(time.Second)
 	}
 }
 
-// wish is what a tunnel asks for, often nothing.
+// relimit is a network whose configuration lets lifetimes be longer or shorter.
+func (w *world) relimit() {
+	g := w.anyGateway()
+	n := g.networks[w.rng.IntN(len(g.networks))]
+	n.policy.Longest = w.between(time.Minute, 3*time.Minute).Truncate(time.Second)
+}
+
+// wish is what a tunnel asks for, often nothing. It is long enough for two answers
+// on a slow line.
 func (w *world) wish() wire.Expires {
 	e := wire.Expires{Refresher: wire.Refresher(w.rng.IntN(3))}
 	if w.chance(3) {
-		e.After = w.between(5*time.Second, 2*time.Minute).Truncate(time.Second)
+		e.After = w.between(25*time.Second, 2*time.Minute).Truncate(time.Second)
 	}
 	return e
 }
@@ -80,8 +88,8 @@ func (g *ghost) unrefreshed(m *member) {
 		slack = 30 * time.Second // for what was left to be mended
 		least = time.Minute      // lines are slow here: what is less may be over before its refresh is answered
 	)
-	after := m.life.Refresh.After
-	if w := g.w; m.cause == wire.CauseUnrefreshed && w.healed && after >= least && w.now-w.healedAt > after+slack {
+	after, awake := m.life.Refresh.After, max(g.w.healedAt, g.sessions[m.id].seenFrom) // it may have been frozen
+	if w := g.w; m.cause == wire.CauseUnrefreshed && w.healed && after >= least && w.now-awake > after+slack {
 		broken("P1", "%s ends session %v for want of a refresh, though nothing is in its way", m.p.g.h.name, m.id)
 	}
 }
