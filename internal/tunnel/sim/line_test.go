@@ -26,6 +26,13 @@ type line struct {
 	ends  [2]*end // the node's, the gateway's
 }
 
+// swift is the longest delay of a line that is no accident: a session may live
+// shorter than a slower one takes to set it up.
+const swift = 100 * time.Millisecond
+
+// slow reports whether the line is one.
+func (l *line) slow() bool { return max(l.ends[0].delay, l.ends[1].delay) > swift }
+
 // end is a host's half of a line: what it will read.
 type end struct {
 	l       *line
@@ -53,8 +60,8 @@ type end struct {
 func (w *world) connect(n, g *host, accept func(*end, *wire.Packet)) *line {
 	w.lastLine++
 	l := &line{w: w, id: control.TransportID(w.lastLine), since: w.now}
-	slowest := 100 * time.Millisecond
-	if w.chance(5) {
+	slowest := swift
+	if w.chance(5) && !w.healed {
 		slowest = 6 * time.Second // so that an older transport's octets come after a newer's
 	}
 	for i, h := range []*host{n, g} {

@@ -99,6 +99,11 @@ func (w *world) pause() time.Duration {
 func (w *world) heal() {
 	w.healed, w.healedAt = true, w.now
 	w.logf("no accident from here on")
+	for _, l := range slices.Clone(w.lines) {
+		if l.slow() {
+			l.cut()
+		}
+	}
 	var hosts []*host
 	for _, g := range w.gateways {
 		hosts = append(hosts, g.h)

@@ -179,7 +179,7 @@ func (h *host) after(d time.Duration, fn func()) {
 		switch {
 		case h.life != life || !h.up:
 		case h.frozen > h.w.now:
-			h.w.after(h.frozen-h.w.now, run)
+			h.w.after(min(h.frozen-h.w.now, time.Second), run) // it may be woken earlier
 		default:
 			fn()
 		}
