@@ -66,7 +66,9 @@ type Conn struct {
 	in   chan input
 	done chan struct{} // closed when Run returns
 	view atomic.Pointer[View]
-	last atomic.Uint64 // transport ids given out
+
+	ended error         // what Do fails with then; not changed any more once done is closed
+	last  atomic.Uint64 // transport ids given out
 
 	// Of Run's goroutine alone.
 	m          *Machine
@@ -78,6 +80,8 @@ type Conn struct {
 	failing    bool             // so did the last write of all, which the log has
 	remains    bool             // so did Forget
 	again      <-chan time.Time // when to write it again; nil: nothing to write
+	rested     <-chan time.Time // when to park; nil: it is not at rest
+	graceTo    time.Time        // when TimerGrace runs out, if it is armed
 	wg         sync.WaitGroup
 }
 
@@ -114,7 +118,7 @@ type transport struct {
 
 // NewConn returns a Conn around m, which it owns from now on.
 func NewConn(m *Machine, h Handler, log *slog.Logger) *Conn {
-	c := &Conn{h: h, log: log, m: m, in: make(chan input), done: make(chan struct{}), transports: map[TransportID]*transport{}}
+	c := &Conn{h: h, log: log, m: m, in: make(chan input), done: make(chan struct{}), ended: ErrClosed, transports: map[TransportID]*transport{}, lost: m.rec.SuspendedAt}
 	c.look()
 	return c
 }
@@ -128,7 +132,8 @@ func (c *Conn) Done() <-chan struct{} { return c.done }
 // writeAgainAfter is how long after a failed write the journal is tried again.
 const writeAgainAfter = time.Second
 
-// Run drives the connection until it is over (nil) or ctx ends (its cause).
+// Run drives the connection until it is over (nil), is parked (ErrParked) or ctx
+// ends (its cause).
 // What could not be written to the journal is tried again until it can: a
 // session that ended must not come back with the next restart. When it returns every transport is closed and every goroutine has ended; what
 // is left of the connection is in its record.
@@ -137,11 +142,15 @@ func (c *Conn) Run(ctx context.Context) error {
 	defer close(c.done)
 	defer c.disarmAll()
 	for c.m.State() != session.Closed || c.remains {
+		c.rest()
 		select {
 		case in := <-c.in:
 			c.take(in)
 		case <-c.again:
 			c.writeAgain()
+		case <-c.rested:
+			c.ended = ErrParked
+			return ErrParked
 		case <-ctx.Done():
 			c.cutAll(context.Cause(ctx))
 			c.writeAgain()
@@ -153,21 +162,22 @@ func (c *Conn) Run(ctx context.Context) error {
 }
 
 // Do gives the connection an event and returns when it has been acted upon.
-// It fails with ErrClosed when the connection is over, or when ctx ends.
+// It fails with ErrClosed when the connection is over, with ErrParked when it is
+// parked, or when ctx ends.
 func (c *Conn) Do(ctx context.Context, ev Event) error {
 	return c.put(ctx, input{ev: ev})
 }
 
 // Attach gives the connection a transport, which it owns from now on: one that
 // this end dialled, or, with the SCCRQ already read from br, one that a peer
-// did. The channel is closed when the transport is gone.
+// did. The channel is closed when the transport is gone. Where it fails, as Do
+// does, the transport remains the caller's.
 func (c *Conn) Attach(ctx context.Context, nc net.Conn, br *bufio.Reader, b Binding, first *wire.Packet) (<-chan struct{}, error) {
 	t := &transport{
 		id: TransportID(c.last.Add(1)), nc: nc, b: b, first: first, br: br,
 		gone: make(chan struct{}),
 	}
 	if err := c.put(ctx, input{attach: t}); err != nil {
-		nc.Close()
 		return nil, err
 	}
 	return t.gone, nil
@@ -181,7 +191,7 @@ func (c *Conn) put(ctx context.Context, in input) error {
 		<-handled
 		return nil
 	case <-c.done:
-		return ErrClosed
+		return c.ended
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -402,6 +412,9 @@ func (c *Conn) arm(kind Timer, after time.Duration) {
 	t := &c.timers[kind]
 	if t.timer != nil {
 		t.timer.Stop()
+	}
+	if kind == TimerGrace {
+		c.graceTo = time.Now().Add(after)
 	}
 	t.kind = kind
 	t.seq++

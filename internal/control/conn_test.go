@@ -73,8 +73,12 @@ type end struct {
 
 func startEnd(t *testing.T, role Role) *end {
 	s := newSide(t, role)
+	return startSide(t, s, New(s.cfg))
+}
+
+func startSide(t *testing.T, s *side, m *Machine) *end {
 	e := &end{h: &memory{side: s}, result: make(chan error, 1)}
-	e.Conn = NewConn(New(s.cfg), e.h, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	e.Conn = NewConn(m, e.h, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	e.run(t)
 	return e
 }
@@ -451,9 +455,11 @@ func TestConnEnd(t *testing.T) {
 		if _, err := e.node.Attach(t.Context(), nc, bufio.NewReader(nc), Binding{}, nil); err != ErrClosed {
 			t.Errorf("Attach = %v, want ErrClosed", err)
 		}
-		if _, err := other.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("the transport that came too late: %v, want it closed", err)
+		go nc.Write([]byte("still open"))
+		if _, err := other.Read(make([]byte, 1)); err != nil {
+			t.Errorf("the transport that came too late: %v, want it left to its owner", err)
 		}
+		nc.Close()
 	})
 }
 

@@ -44,6 +44,7 @@ type Config struct {
 	BootID       session.ID
 	Timers       wire.Timers    // zero: DefaultTimers
 	SetupTimeout time.Duration  // of one transport; zero: 10 s
+	ParkAfter    time.Duration  // of being at rest; longer than SetupTimeout; zero: never, see park.go
 	MaxSessions  int            // zero: 64
 	Tickets      bool           // a responder's: it gives them, see TicketHandler
 	Rand         io.Reader      // keys and ids

@@ -167,7 +167,11 @@ func TestTermsAreOfferedWhileResuming(t *testing.T) {
 	mb.state = session.Established
 	gw.m.gateway.mu.Unlock()
 	mb.conn.offerTerms(t.Context())
-	if s := mb.conn.conn.View().Sessions[0]; s.Offer == nil || s.Offer.MTU != 1300 {
+	v, err := mb.conn.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := v.Sessions[0]; s.Offer == nil || s.Offer.MTU != 1300 {
 		t.Errorf("the session has the offer %+v, want the MTU of 1300", s.Offer)
 	}
 	node.run()
@@ -187,7 +191,8 @@ func TestOfferedAddressesAreKept(t *testing.T) {
 	offer := &control.Offer{RequestID: session.NewID(), Terms: control.Terms{
 		Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.9"), netip.MustParseAddr("fd77::9")}}}
 	for _, mb := range g.members.byID {
-		g.restoreOffer(mb, control.Session{ID: mb.id, Offer: offer})
+		mb.offer = offer
+		g.restoreOffer(mb)
 	}
 	for _, a := range offer.Addresses {
 		if by, ok := g.networks[0].pool.Of(a); !ok || by != offer.RequestID {

@@ -147,7 +147,7 @@ func (p *peerConn) tellDrain(ctx context.Context) {
 		p.leaveAt = time.Time{}
 	}
 	g.mu.Unlock()
-	p.conn.Do(ctx, ev)
+	p.say(ctx, ev)
 }
 
 // tellDrainLater tells a node whose transport has just come. The caller may hold

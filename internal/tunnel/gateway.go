@@ -26,6 +26,7 @@ import (
 	"tunneld/internal/session"
 	"tunneld/internal/store"
 	"tunneld/internal/tunnel/engine"
+	"tunneld/internal/tunnel/life"
 	"tunneld/internal/tunnel/redirect"
 )
 
@@ -55,6 +56,9 @@ type gateway struct {
 
 	rebuilding map[session.ID]rebuilding
 	drain      *redirect.Drain // nil: it stays
+	graceNext  life.Instant    // when to look whose grace is over, of parked connections
+
+	found found // until start
 }
 
 // newGateway restores networks, sessions and connections from the store.
@@ -62,7 +66,7 @@ func newGateway(m *Manager) (*gateway, error) {
 	g := &gateway{
 		m: m, failed: make(chan error, 1), conns: map[uint32]*peerConn{}, nodes: map[session.ID][]*peerConn{},
 		members: newRoster(), finals: map[session.ID]*endedV2{}, seen: map[netip.Addr]int{},
-		rebuilding: map[session.ID]rebuilding{},
+		rebuilding: map[session.ID]rebuilding{}, graceNext: life.Never,
 	}
 	var err error
 	if g.registry, err = auth.OpenRegistry(m.store); err != nil {
@@ -87,81 +91,12 @@ func newGateway(m *Manager) (*gateway, error) {
 	return g, g.openTickets()
 }
 
-// restore makes a suspended connection of each record. Sessions of networks
-// that are not offered any more are closed.
-func (g *gateway) restore() error {
-	saved, err := g.m.journal.loadConnections()
-	if err != nil {
-		return err
-	}
-	counters, err := g.m.journal.counters()
-	if err != nil {
-		return err
-	}
-	certificates, err := g.certificates()
-	if err != nil {
-		return err
-	}
-	// Killed between the beginning of a node's new session and the end of the
-	// one it replaces, both are there: the newer one keeps the addresses.
-	slices.SortStableFunc(saved, func(a, b savedConnection) int { return b.newest().Compare(a.newest()) })
-	for _, c := range saved {
-		if c.record.Role != control.Responder {
-			continue
-		}
-		p := &peerConn{g: g, id: c.record.LocalID, node: c.record.PeerName, nodeID: c.record.PeerID, certTo: certificates[c.record.PeerID]}
-		remaining := graceLeft(c.record, time.Now())
-		for _, s := range c.record.Sessions {
-			p.journalled = append(p.journalled, s.ID)
-			n := g.network(s.Network)
-			if n == nil {
-				p.orphans = append(p.orphans, s.LocalID)
-				continue
-			}
-			mb := g.newMember(n, p, s)
-			mb.base = counters[s.ID]
-			mb.restoreLife(remaining)
-			mb.state, mb.since = session.Suspended, time.Now()
-			killed := c.record.SuspendedAt.IsZero() && s.State == session.Established
-			err := n.pool.Restore(mb.lease())
-			if err != nil {
-				g.m.log.Warn("session not restored", event.KeySession, s.ID, event.KeyErr, err)
-				g.members.remove(mb)
-				p.orphans = append(p.orphans, s.LocalID)
-			} else {
-				g.restoreOffer(mb, s)
-			}
-			if err == nil && killed {
-				g.record(mb, event.Event{Kind: event.SessionSuspended, Cause: killedCause})
-			}
-		}
-		p.conn = control.NewConn(control.Restore(g.config(p), c.record), p, g.m.log.With(event.KeyNode, p.node))
-		p.restored = &remaining
-		g.addLocked(p)
-		g.seeLocked(p, c.seen)
-	}
-	for _, n := range g.networks {
-		if err := n.restoreRests(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// graceLeft is how long a restored connection may stay suspended: the shorter
-// of what its wall clock says and the whole grace.
-func graceLeft(r *control.Record, now time.Time) time.Duration {
-	if r.SuspendedAt.IsZero() {
-		return r.Timers.Grace
-	}
-	return max(0, min(r.Timers.Grace, r.Timers.Grace-now.Sub(r.SuspendedAt)))
-}
-
 // config is what the control machine of p is made with.
 func (g *gateway) config(p *peerConn) control.Config {
 	return control.Config{
 		Role: control.Responder, LocalID: p.id, HostName: g.m.cfg.Node.Name, RouterID: routerID(g.registry.Identity().ID),
 		BootID: g.m.bootID, Rand: rand.Reader, Tickets: g.m.keep.Keys != nil, Spread: g.spread, Keypairs: p.keypairs,
+		ParkAfter: g.m.parkAfter,
 	}
 }
 
@@ -180,18 +115,7 @@ func (g *gateway) start(ctx context.Context) error {
 			return err
 		}
 	}
-	g.mu.Lock()
-	conns := make([]*peerConn, 0, len(g.conns))
-	for _, p := range g.conns {
-		conns = append(conns, p)
-	}
-	g.mu.Unlock()
-	var launched sync.WaitGroup // together, so that they share writes to disk
-	for _, p := range conns {
-		launched.Go(func() { g.launch(ctx, p) })
-	}
-	launched.Wait()
-	g.came.Store(int64(len(conns))) // reading them leaves as much behind
+	g.settleFound(ctx)
 	for _, n := range g.networks {
 		g.announceLater(n) // the file may say others than the last process did
 	}
@@ -309,7 +233,7 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 		control.Refuse(nc, q, wire.Result{Code: wire.StopError, Error: wire.ErrorResources, Cause: wire.CauseStore})
 		return
 	}
-	p := g.connFor(ctx, q, peer)
+	p := g.connFor(q, peer)
 	if p == nil {
 		control.Refuse(nc, q, noConnection(q))
 		return
@@ -319,8 +243,11 @@ func (g *gateway) Control(ctx context.Context, c carrier.Conn) {
 	p.remote.Store(&remote)
 	g.see(p, addrOf(c.RemoteAddr()))
 	g.came.Add(1)
-	if _, err := p.conn.Attach(ctx, nc, br, g.binding(c, peer), first); err != nil {
+	switch err := p.Attach(ctx, nc, br, g.binding(c, peer), first); {
+	case errors.Is(err, control.ErrClosed):
 		control.Refuse(nc, q, noConnection(q))
+	case err != nil:
+		control.Refuse(nc, q, wire.Result{Code: wire.StopGeneral, Cause: wire.CauseStore})
 	}
 }
 
@@ -359,7 +286,7 @@ func readRequest(br *bufio.Reader) (*wire.Packet, *wire.SCCRQ, error) {
 
 // connFor finds the connection to resume, or makes one. Another node's
 // connection is as unknown as one that never was.
-func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *peerConn {
+func (g *gateway) connFor(q *wire.SCCRQ, peer auth.Peer) *peerConn {
 	g.mu.Lock()
 	if q.Recovery != nil {
 		p := g.conns[q.Recovery.RemoteID]
@@ -375,10 +302,13 @@ func (g *gateway) connFor(ctx context.Context, q *wire.SCCRQ, peer auth.Peer) *p
 	}
 	id := g.freeIDLocked()
 	p := &peerConn{g: g, id: id, node: peer.Name, nodeID: peer.ID}
-	p.conn = control.NewConn(control.New(g.config(p)), p, g.m.log.With(event.KeyNode, peer.Name))
+	conn := control.NewConn(control.New(g.config(p)), p, g.m.log.With(event.KeyNode, peer.Name))
+	p.conn = conn
 	g.addLocked(p)
 	g.mu.Unlock()
-	g.launch(ctx, p)
+	if g.launch(p, conn) != nil {
+		return nil
+	}
 	return p
 }
 
@@ -408,8 +338,8 @@ func (g *gateway) tidy(ctx context.Context, node session.ID) {
 	all := slices.Clone(g.nodes[node])
 	g.mu.Unlock()
 	for _, p := range all {
-		if v := p.conn.View(); v.State == session.Suspended && len(v.Sessions) == 0 {
-			p.conn.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopGeneral, Cause: wire.CauseReplaced}})
+		if v, err := p.View(); err == nil && v.State == session.Suspended && len(v.Sessions) == 0 {
+			p.Do(ctx, control.Stop{Result: wire.Result{Code: wire.StopGeneral, Cause: wire.CauseReplaced}})
 		}
 	}
 }
@@ -425,25 +355,26 @@ func (g *gateway) freeIDLocked() uint32 {
 	}
 }
 
-// launch runs a connection until it is over or the daemon ends.
-func (g *gateway) launch(_ context.Context, p *peerConn) {
+// launch runs a connection until it is over or parked, or the daemon ends.
+func (g *gateway) launch(p *peerConn, c *control.Conn) error {
 	ctx := g.m.ctx
+	g.m.mu.Lock()
+	defer g.m.mu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	g.m.wg.Go(func() {
-		p.conn.Run(ctx)
-		if ctx.Err() == nil {
+		switch err := c.Run(ctx); {
+		case errors.Is(err, control.ErrParked):
+			p.park(c)
+		case ctx.Err() == nil:
 			g.mu.Lock()
 			g.removeLocked(p)
 			g.seeLocked(p, netip.Addr{})
 			g.mu.Unlock()
 		}
 	})
-	if p.restored != nil {
-		p.conn.Do(ctx, control.Started{Remaining: *p.restored, At: time.Now()})
-		for _, id := range p.orphans {
-			p.conn.Do(ctx, control.CloseSession{LocalID: id, Result: wire.Result{
-				Code: wire.CDNAdministrative, Cause: wire.CauseConfiguration, Text: "the network is not offered any more"}})
-		}
-	}
+	return nil
 }
 
 func (g *gateway) binding(c carrier.Conn, peer auth.Peer) control.Binding {
@@ -506,6 +437,6 @@ func (g *gateway) cutRevoked(ctx context.Context) {
 	}
 	g.mu.Unlock()
 	for _, p := range cut {
-		p.conn.Do(ctx, control.Stop{RequestID: api.RequestOf(ctx), Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
+		p.Do(ctx, control.Stop{RequestID: api.RequestOf(ctx), Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}})
 	}
 }

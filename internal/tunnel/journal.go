@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tunneld/internal/control"
@@ -68,11 +69,7 @@ func connectionKey(localID uint32) string { return fmt.Sprintf("%08x", localID) 
 // saveConnection makes a control connection durable, if check agrees in the
 // same transaction; a nil check agrees.
 func (j *journal) saveConnection(link string, seen netip.Addr, r *control.Record, check func(store.Tx) error) error {
-	raw, err := r.Encode()
-	if err != nil {
-		return err
-	}
-	b, err := json.Marshal(connectionV1{stateVersion, link, raw, seen})
+	b, err := savedConnection{link, r, seen}.encode()
 	if err != nil {
 		return err
 	}
@@ -86,11 +83,28 @@ func (j *journal) saveConnection(link string, seen netip.Addr, r *control.Record
 	})
 }
 
-// savedConnection is what loadConnections finds.
+// savedConnection is a connectionV1 as it is used.
 type savedConnection struct {
 	link   string
 	record *control.Record
 	seen   netip.Addr
+}
+
+func (c savedConnection) encode() ([]byte, error) {
+	raw, err := c.record.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(connectionV1{stateVersion, c.link, raw, c.seen})
+}
+
+func decodeConnection(b []byte) (savedConnection, error) {
+	var v connectionV1
+	if err := decode(b, &v, &v.Version); err != nil {
+		return savedConnection{}, err
+	}
+	r, err := control.DecodeRecord(v.Record)
+	return savedConnection{v.Link, r, v.Seen}, err
 }
 
 // newest is when the youngest of its sessions began.
@@ -103,20 +117,69 @@ func (c savedConnection) newest() (at time.Time) {
 	return at
 }
 
-func (j *journal) loadConnections() (all []savedConnection, err error) {
-	err = j.each(bucketConnections, func(_ string, b []byte) error {
-		var v connectionV1
-		if err := decode(b, &v, &v.Version); err != nil {
-			return err
+// eachConnection walks the connections in which this node has a role. fn must
+// not call the store.
+func (j *journal) eachConnection(role control.Role, fn func(savedConnection)) error {
+	return j.each(bucketConnections, func(_ string, b []byte) error {
+		c, err := decodeConnection(b)
+		if err == nil && c.record.Role == role {
+			fn(c)
 		}
-		r, err := control.DecodeRecord(v.Record)
+		return err
+	})
+}
+
+func (j *journal) connectionsOf(role control.Role) (all []savedConnection, err error) {
+	err = j.eachConnection(role, func(c savedConnection) { all = append(all, c) })
+	return all, err
+}
+
+// connection reads one connection.
+func (j *journal) connection(localID uint32) (c savedConnection, err error) {
+	err = j.s.View(func(tx store.Tx) error {
+		c, err = getConnection(tx, localID)
+		return err
+	})
+	return c, err
+}
+
+func getConnection(tx store.Tx, localID uint32) (savedConnection, error) {
+	b, err := tx.Get(bucketConnections, connectionKey(localID))
+	if err != nil {
+		return savedConnection{}, err
+	}
+	return decodeConnection(b)
+}
+
+// suspendedTogether is how many records are changed in one transaction.
+const suspendedTogether = 256
+
+// suspended notes that connections which a killed process left have been suspended
+// since at: however often the daemon is killed, that is when their grace began.
+func (j *journal) suspended(localIDs []uint32, at time.Time) error {
+	for ids := range slices.Chunk(localIDs, suspendedTogether) {
+		err := j.s.Update(func(tx store.Tx) error {
+			for _, id := range ids {
+				c, err := getConnection(tx, id)
+				if err != nil {
+					return err
+				}
+				c.record.SuspendedAt = at
+				b, err := c.encode()
+				if err != nil {
+					return err
+				}
+				if err := tx.Put(bucketConnections, connectionKey(id), b); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			return err
 		}
-		all = append(all, savedConnection{v.Link, r, v.Seen})
-		return nil
-	})
-	return all, err
+	}
+	return nil
 }
 
 func (j *journal) forgetConnection(localID uint32) error {

@@ -54,8 +54,8 @@ func newLink(m *Manager, gateways []string) *link {
 // restoreLinks gives each link the control connection it had, and each tunnel
 // its session.
 func (m *Manager) restoreLinks() error {
-	saved, err := m.journal.loadConnections()
-	if err != nil {
+	saved, err := m.journal.connectionsOf(control.Initiator)
+	if err != nil || len(saved) == 0 {
 		return err
 	}
 	counters, err := m.journal.counters()
@@ -63,9 +63,6 @@ func (m *Manager) restoreLinks() error {
 		return err
 	}
 	for _, c := range saved {
-		if c.record.Role != control.Initiator {
-			continue
-		}
 		l := m.links[c.link]
 		if l == nil { // its tunnels are no longer configured
 			if err := m.journal.forgetConnection(c.record.LocalID); err != nil {
@@ -452,6 +449,7 @@ func (l *link) carry(ctx context.Context, address string, c *reached) error {
 	nc := counted{l.m.tracer.conn(c.Conn, true), &l.octets}
 	gone, err := conn.Attach(ctx, nc, bufio.NewReader(nc), bind(c, c.id, c.peer), nil)
 	if err != nil {
+		nc.Close()
 		return err
 	}
 	return l.follow(ctx, gone)

@@ -47,8 +47,14 @@ func (m *Manager) watchLives(ctx context.Context) {
 
 // A closing is a session that is to be ended.
 type closing struct {
-	conn *control.Conn
+	conn doer
 	control.CloseSession
+}
+
+// A doer takes events for a control connection: [control.Conn], or a peerConn,
+// which may have to be woken for them.
+type doer interface {
+	Do(context.Context, control.Event) error
 }
 
 func closeAll(ctx context.Context, all []closing) {
@@ -82,16 +88,21 @@ func (m *Manager) lookAtMembers(ctx context.Context, now life.Instant, wall time
 		if l := &mb.life; !l.Over && l.CheckAt <= now {
 			if e := g.lookLocked(mb, now, wall); e != nil {
 				l.Over = true
-				over = append(over, closing{mb.conn.conn, control.CloseSession{LocalID: mb.local, Result: ending(e.Cause), Statistics: g.statistics(mb)}})
+				over = append(over, closing{mb.conn, control.CloseSession{LocalID: mb.local, Result: ending(e.Cause), Statistics: g.statistics(mb)}})
 			} else if r := mb.refreshLocked(now); r != nil {
 				due = append(due, *r)
 			}
 		}
 		next = min(next, mb.life.CheckAt)
 	}
+	parked := g.graceOverLocked(now)
+	next = min(next, g.graceNext)
 	g.mu.Unlock()
 	closeAll(ctx, over)
 	refreshAll(ctx, due)
+	for _, p := range parked {
+		p.woken()
+	}
 	return next
 }
 
@@ -313,7 +324,7 @@ func (p *peerConn) proven(restarted bool) {
 		mb.deadline()
 	}
 	p.offerLater() // what could not be offered meanwhile
-	if restarted || p.restored != nil {
+	if restarted || p.restored {
 		p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
 		p.g.m.chores.add("stamps "+connectionKey(p.id), p.tellStamps)
 	}
@@ -337,7 +348,7 @@ func (p *peerConn) tellLifetimes(ctx context.Context) {
 	}
 	p.g.mu.Unlock()
 	for _, c := range tell {
-		p.conn.Do(ctx, c)
+		p.Do(ctx, c)
 	}
 }
 

@@ -4,6 +4,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,8 @@ import (
 	"tunneld/internal/tunnel/host"
 )
 
-// Options are the parts a Manager joins. All but Trace, Keys and Listen are needed.
+// Options are the parts a Manager joins. All but Trace, Keys, ParkAfter and Listen
+// are needed.
 type Options struct {
 	Config  config.Config // of the file; the tunnels that join wrote are read from StateDir
 	Store   store.Store
@@ -38,7 +40,10 @@ type Options struct {
 	// nil: no trace. It must not be slow: messages wait for it.
 	Trace io.Writer
 	Keys  KeyOptions
-	Keep  auth.Keep // a gateway's, outside its state directory; zero: it has none, and gives no tickets
+	// ParkAfter is how long a gateway's connection is suspended before it is
+	// parked; 0: 30 s. Only a test sets it.
+	ParkAfter time.Duration
+	Keep      auth.Keep // a gateway's, outside its state directory; zero: it has none, and gives no tickets
 	// Listen opens the gateway's TCP listener; nil: net.Listen. Only a test
 	// or a process that was handed one sets it.
 	Listen func(address string) (net.Listener, error)
@@ -50,19 +55,20 @@ type Options struct {
 // Manager runs a daemon's networks and tunnels. Its methods may be called from
 // any goroutine; it implements api.Manager.
 type Manager struct {
-	cfg      config.Config
-	store    store.Store
-	disks    []*disk // what the store consists of, the journal first
-	engine   engine.Engine
-	host     host.Host
-	log      *slog.Logger
-	version  api.Version
-	listen   func(string) (net.Listener, error)
-	tracer   *tracer // nil: no trace
-	keys     keyPolicy
-	keep     auth.Keep
-	rebuilt  bool // the state directory was lost
-	handOver bool
+	cfg       config.Config
+	store     store.Store
+	disks     []*disk // what the store consists of, the journal first
+	engine    engine.Engine
+	host      host.Host
+	log       *slog.Logger
+	version   api.Version
+	listen    func(string) (net.Listener, error)
+	tracer    *tracer // nil: no trace
+	keys      keyPolicy
+	keep      auth.Keep
+	parkAfter time.Duration
+	rebuilt   bool // the state directory was lost
+	handOver  bool
 
 	bootID  session.ID
 	journal *journal
@@ -101,7 +107,7 @@ func New(o Options) (*Manager, error) {
 	if m.listen == nil {
 		m.listen = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
 	}
-	m.keys = newKeyPolicy(o)
+	m.keys, m.parkAfter = newKeyPolicy(o), cmp.Or(o.ParkAfter, parkAfter)
 	if o.Trace != nil {
 		trace, err := wire.NewTrace(o.Trace)
 		if err != nil {

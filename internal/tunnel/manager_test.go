@@ -60,7 +60,8 @@ func (d *daemon) run() {
 		st = d.disk(st)
 	}
 	m, err := New(Options{
-		Config: d.cfg, Store: st, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves, Keep: d.keep,
+		ParkAfter: time.Millisecond, // so that whatever is tested happens to parked connections, too
+		Config:    d.cfg, Store: st, Engine: d.engine, Host: d.host, Listen: d.listen, Trace: d.trace, Keys: d.keys, HandOver: d.leaves, Keep: d.keep,
 		Log: slog.New(d.logHandler()).With("node", d.cfg.Node.Name),
 	})
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,22 +23,29 @@ import (
 // peerConn is a node's control connection at the gateway: it decides for the
 // machine and keeps its journal (control.Handler).
 type peerConn struct {
-	g      *gateway
-	conn   *control.Conn
-	id     uint32
-	node   string
-	nodeID session.ID
+	g        *gateway
+	id       uint32
+	node     string
+	nodeID   session.ID
+	restored bool // it began in another process
 
-	serial     uint64         // of revocations, when its rights were last looked at
-	journalled []session.ID   // sessions in the record as it is on disk
-	leaveAt    time.Time      // when its node should leave a gateway that goes; gateway.mu guards it
-	restored   *time.Duration // what is left of the grace, of one that was restored
-	orphans    []uint32       // sessions to be closed when it is launched
-	at         netip.Addr     // where its node was last; gateway.mu guards it
-	certTo     time.Time      // end of the node's newest certificate; gateway.mu guards it
-	provenAt   life.Instant   // when its transport came to carry it; likewise
+	// waking guards conn, and is taken before gateway.mu.
+	waking sync.Mutex
+	conn   *control.Conn // nil: it is parked
 
-	remote atomic.Pointer[string] // where its newest transport came from
+	// Of the connection at work.
+	serial     uint64       // of revocations, when its rights were last looked at
+	journalled []session.ID // sessions in the record as it is on disk
+
+	// gateway.mu guards these.
+	graceTo  life.Instant // of a parked one: the end of its grace; 0: it is at work
+	leaveAt  time.Time    // when its node should leave a gateway that goes
+	at       netip.Addr   // where its node was last
+	certTo   time.Time    // end of the node's newest certificate
+	provenAt life.Instant // when its transport came to carry it
+
+	remote     atomic.Pointer[string] // where its newest transport came from
+	checkpoint atomic.Uint64          // where it stands, as journalled
 }
 
 // from is where the transport that carries the connection came from.
@@ -62,6 +70,7 @@ func (p *peerConn) Save(r *control.Record) error {
 	})
 	if err == nil {
 		p.saved(r.Sessions, ended)
+		p.checkpoint.Store(r.Serial)
 	}
 	if errors.Is(err, auth.ErrRevoked) {
 		return &control.Denied{Result: wire.Result{Code: wire.StopNotAuthorized, Cause: wire.CauseRevoked}, Err: err}
@@ -112,13 +121,17 @@ func (p *peerConn) recheck(ctx context.Context) {
 	if !ok {
 		return // revoked: all of it is being cut
 	}
-	for _, s := range p.conn.View().Sessions {
+	v, err := p.View()
+	if err != nil {
+		return
+	}
+	for _, s := range v.Sessions {
 		lost := !slices.Contains(networks, s.Network)
 		for _, a := range s.Advertise {
 			lost = lost || !slices.ContainsFunc(advertise, func(g prefix) bool { return covers(g, a) })
 		}
 		if lost {
-			p.conn.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: *refusal(wire.CauseNetworkRight,
+			p.Do(ctx, control.CloseSession{LocalID: s.LocalID, Result: *refusal(wire.CauseNetworkRight,
 				"node %q has lost its right to network %q", p.node, s.Network)})
 		}
 	}
@@ -183,7 +196,7 @@ func (g *gateway) replaceLocked(n *network, p *peerConn) {
 		old := mb.conn
 		g.dropLocked(mb, event.Event{Cause: "replaced by a new session of the same node"})
 		g.m.chores.add("replaced "+mb.id.String(), func(ctx context.Context) {
-			old.conn.Do(ctx, control.CloseSession{LocalID: mb.local, Result: *refusal(wire.CauseReplaced, "replaced by a new session")})
+			old.Do(ctx, control.CloseSession{LocalID: mb.local, Result: *refusal(wire.CauseReplaced, "replaced by a new session")})
 		})
 	}
 }

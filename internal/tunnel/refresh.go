@@ -10,6 +10,7 @@ import (
 	"tunneld/internal/control"
 	"tunneld/internal/control/wire"
 	"tunneld/internal/event"
+	"tunneld/internal/session"
 	"tunneld/internal/tunnel/life"
 )
 
@@ -55,7 +56,7 @@ func (t *dialled) wishes() wire.Expires {
 
 // A refreshing is a session that this end is to refresh.
 type refreshing struct {
-	conn *control.Conn
+	conn doer
 	control.RefreshSession
 }
 
@@ -67,14 +68,14 @@ func refreshAll(ctx context.Context, all []refreshing) {
 
 // refreshLocked is the refresh that is due of a member, if this gateway makes it.
 func (mb *member) refreshLocked(now life.Instant) *refreshing {
-	if !mb.life.RefreshDue(now, rand.Float64()) {
+	if mb.state == session.Suspended || !mb.life.RefreshDue(now, rand.Float64()) { // a resume counts as one
 		return nil
 	}
 	after := mb.life.Refresh.After
 	if p := mb.network.policy(); p.Longest > 0 {
 		after = min(after, p.Longest)
 	}
-	return &refreshing{mb.conn.conn, control.RefreshSession{LocalID: mb.local, After: after}}
+	return &refreshing{mb.conn, control.RefreshSession{LocalID: mb.local, After: after}}
 }
 
 // refreshLocked is the refresh that is due of a tunnel's session, if this node

@@ -40,7 +40,7 @@ func (o *outdated) take(request session.ID) (at uint64, refused bool) {
 }
 
 // doIf does what somebody wishes of a session; what names it for him.
-func (m *Manager) doIf(ctx context.Context, conn *control.Conn, wish control.Event, request session.ID, what string) error {
+func (m *Manager) doIf(ctx context.Context, conn doer, wish control.Event, request session.ID, what string) error {
 	err := conn.Do(ctx, wish)
 	at, refused := m.outdated.take(request)
 	switch want := api.IfSerialOf(ctx); {

@@ -43,7 +43,7 @@ func (m *Manager) liveDetail(mb *member, t *dialled) (id session.ID, d api.Sessi
 		defer m.gateway.mu.Unlock()
 		st := statsOf(mb.network.dev, mb.id)
 		d = api.SessionDetail{
-			Session: mb.view(m.gateway), Advertise: notNil(mb.advertise), Checkpoint: checkpoint(mb.conn.conn),
+			Session: mb.view(m.gateway), Advertise: notNil(mb.advertise), Checkpoint: mb.conn.standsAt(),
 			Limits: mb.limits().view(), RxDropped: dropsView(st.RxDropped), TxDropped: dropsView(st.TxDropped),
 		}
 		return mb.id, d, m.gateway.members.byID[mb.id] == mb
@@ -69,6 +69,12 @@ func (t *dialled) detail() api.SessionDetail {
 		},
 		Advertise: v.Advertise, Checkpoint: checkpoint(t.link.conn), RxDropped: dropsView(st.RxDropped), TxDropped: dropsView(st.TxDropped),
 	}
+}
+
+// standsAt is the checkpoint where the connection stands.
+func (p *peerConn) standsAt() *uint64 {
+	serial := p.checkpoint.Load()
+	return &serial
 }
 
 // checkpoint is where a connection stands, nil if there is none.

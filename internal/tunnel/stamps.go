@@ -22,7 +22,7 @@ func (p *peerConn) tellStamps(ctx context.Context) {
 	}
 	p.g.mu.Unlock()
 	for _, t := range tell {
-		p.conn.Do(ctx, t)
+		p.Do(ctx, t)
 	}
 }
 

@@ -49,12 +49,12 @@ func (g *gateway) announceLater(n *network) {
 }
 
 // announce offers every session of a network that has other routes those that
-// there are now.
+// there are now. One that is suspended is offered them when it is back.
 func (g *gateway) announce(ctx context.Context, n *network) {
 	behind := map[*peerConn]bool{}
 	g.mu.Lock()
 	for mb := range g.members.byNetwork[n] {
-		if !samePrefixes(n.routesFor(mb), mb.terms.Routes) {
+		if mb.state == session.Established && !samePrefixes(n.routesFor(mb), mb.terms.Routes) {
 			behind[mb.conn] = true
 		}
 	}
@@ -81,7 +81,7 @@ func (p *peerConn) offerTerms(ctx context.Context) {
 	}
 	p.g.mu.Unlock()
 	for _, o := range offers {
-		p.conn.Do(ctx, o)
+		p.Do(ctx, o)
 	}
 }
 
@@ -245,14 +245,12 @@ func (g *gateway) withdrawLocked(mb *member) {
 
 // restoreOffer goes on with what was offered and not answered before this
 // process; its addresses are leased again.
-func (g *gateway) restoreOffer(mb *member, s control.Session) {
-	if s.Offer == nil {
+func (g *gateway) restoreOffer(mb *member) {
+	o := mb.offer
+	if o == nil || len(o.Addresses) == 0 {
 		return
 	}
-	if len(s.Offer.Addresses) > 0 {
-		if err := mb.network.pool.Restore(pool.Lease{Session: s.Offer.RequestID, Owner: mb.node, Addresses: s.Offer.Addresses}); err != nil {
-			g.m.log.Warn("offered address not leased", event.KeySession, s.ID, event.KeyErr, err)
-		}
+	if err := mb.network.pool.Restore(pool.Lease{Session: o.RequestID, Owner: mb.node, Addresses: o.Addresses}); err != nil {
+		g.m.log.Warn("offered address not leased", event.KeySession, mb.id, event.KeyErr, err)
 	}
-	mb.offer = s.Offer
 }

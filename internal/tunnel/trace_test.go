@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"tunneld/internal/control"
 	"tunneld/internal/control/wire"
 )
 
@@ -182,7 +183,7 @@ func TestTraceOfARefusal(t *testing.T) {
 	gw, node := pair(t)
 	established(t, gw, node)
 	gw.end()
-	saved, err := gw.m.journal.loadConnections()
+	saved, err := gw.m.journal.connectionsOf(control.Responder)
 	if err != nil || len(saved) != 1 {
 		t.Fatalf("the gateway remembers %v, %v; want one connection", saved, err)
 	}

@@ -318,7 +318,7 @@ func (m *Manager) KillSession(ctx context.Context, id, reason string) error {
 	}
 	if mb != nil {
 		end.LocalID, end.Statistics = mb.local, m.gateway.statistics(mb)
-		return m.doIf(ctx, mb.conn.conn, end, request, sessionName(mb.id))
+		return m.doIf(ctx, mb.conn, end, request, sessionName(mb.id))
 	}
 	m.mu.Lock()
 	conn, s := t.link.conn, t.session

@@ -125,6 +125,7 @@ func (n *node) connect(ctx context.Context) error {
 		OwnKey: sha256.Sum256(n.id.Certificate.RawSubjectPublicKeyInfo), PeerKey: peer.KeyHash,
 	}, nil)
 	if err != nil {
+		c.Close()
 		return err
 	}
 	if err := n.await(ctx, gone, isUp); err != nil {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ type conn struct {
 	ends   []*end        // not yet dropped
 	lost   time.Duration // when one last ended or was given up
 	timers [4]int        // number of the last arming; odd while armed
+	grace  time.Duration // when the timer of the grace was to run out, as armed last
 	seq    int
 
 	inbox   []input
@@ -78,6 +80,38 @@ func (c *conn) restored(rec *control.Record, left time.Duration) {
 	c.m = control.Restore(c.config(), rec)
 	c.nr, c.suspended, c.remaining = rec.Nr, c.w.now, left
 	c.post(input{ev: control.Started{Remaining: left}})
+}
+
+// parks goes on from the record on disk, as a connection does that was parked and
+// is woken, if it is at rest.
+func (c *conn) parks() {
+	if !c.idle() || c.unsaved || len(c.ends) > 0 || !c.m.AtRest() {
+		return
+	}
+	c.w.stats.parks++
+	i, ok := c.h.disk.find(c.id)
+	if !ok {
+		broken("P3", "%s/%08x is at rest and not on disk", c.h.name, c.id)
+	}
+	rec, live := c.h.disk.rows[i].load(), c.m.Record()
+	live.Major = rec.Major // worth no write of its own
+	if a, b := encoded(rec), encoded(live); !bytes.Equal(a, b) {
+		broken("P3", "%s/%08x is at rest as\n%s\nand on disk as\n%s", c.h.name, c.id, b, a)
+	}
+	for t := range c.timers {
+		c.act(control.Disarm{Timer: control.Timer(t)})
+	}
+	c.w.logf("%s/%08x is parked, and woken", c.h.name, c.id)
+	c.m = control.Restore(c.config(), rec)
+	c.post(input{ev: control.Started{Remaining: max(0, c.grace-c.w.now), At: c.h.wall()}})
+}
+
+func encoded(r *control.Record) []byte {
+	b, err := r.Encode()
+	if err != nil {
+		panic(err) // it was on disk
+	}
+	return b
 }
 
 // attach gives the machine a transport.
@@ -310,6 +344,9 @@ func (c *conn) arm(t control.Timer, d time.Duration) {
 	c.seq++
 	seq := c.seq
 	c.timers[t] = seq
+	if t == control.TimerGrace {
+		c.grace = c.w.now + d
+	}
 	c.h.after(d, func() {
 		if c.timers[t] == seq {
 			c.post(input{ev: control.Expired{Timer: t}, timer: true, seq: seq})

@@ -496,6 +496,9 @@ func (p *peer) Notify(a control.Action) {
 		}
 	case control.WasSuspended:
 		p.suspendedNow()
+		if g.w.chance(3) {
+			g.h.after(g.w.between(0, 20*time.Second), p.c.parks)
+		}
 	case control.HoldChanged:
 		if m := g.member(a.Session.ID); m != nil {
 			m.held = a.Session.Held

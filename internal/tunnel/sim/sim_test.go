@@ -76,6 +76,7 @@ func (s *stats) add(o *stats) {
 	s.cuts += o.cuts
 	s.crashes += o.crashes
 	s.resumes += o.resumes
+	s.parks += o.parks
 	s.sessions += o.sessions
 	s.ends += o.ends
 	s.saves += o.saves
@@ -177,8 +178,8 @@ func schedules() int {
 
 func summary(t *tally) string {
 	slices.Sort(t.each)
-	return fmt.Sprintf("schedules=%d seeds=%d-%d steps=%d median-steps=%d cuts=%d crashes=%d resumes=%d sessions=%d ends=%d saves=%d failed-saves=%d clock-steps=%d thefts=%d losses=%d rebuilds=%d drains=%d moves=%d retargets=%d loops=%d refreshes=%d address-offers=%d readdressed=%d",
-		t.n, *fromFlag, *fromFlag+uint64(t.n)-1, t.steps, t.each[t.n/2], t.cuts, t.crashes, t.resumes, t.sessions, t.ends, t.saves, t.full, t.clocks, t.thefts, t.losses, t.rebuilds, t.drains, t.moves, t.retargets, t.loops, t.refreshes, t.offers, t.readdressed)
+	return fmt.Sprintf("schedules=%d seeds=%d-%d steps=%d median-steps=%d cuts=%d crashes=%d resumes=%d sessions=%d ends=%d saves=%d failed-saves=%d clock-steps=%d thefts=%d losses=%d rebuilds=%d drains=%d moves=%d retargets=%d loops=%d refreshes=%d address-offers=%d readdressed=%d parks=%d",
+		t.n, *fromFlag, *fromFlag+uint64(t.n)-1, t.steps, t.each[t.n/2], t.cuts, t.crashes, t.resumes, t.sessions, t.ends, t.saves, t.full, t.clocks, t.thefts, t.losses, t.rebuilds, t.drains, t.moves, t.retargets, t.loops, t.refreshes, t.offers, t.readdressed, t.parks)
 }
 
 // TestReplay: one seed is one schedule, or a failure could not be looked at.

@@ -35,7 +35,7 @@ type world struct {
 // stats is what a schedule amounts to.
 type stats struct {
 	steps, cuts, crashes, resumes, sessions, ends, saves, full, clocks, thefts, losses, rebuilds int
-	drains, moves, retargets, loops, refreshes, offers, readdressed                              int
+	drains, moves, retargets, loops, refreshes, offers, readdressed, parks                       int
 	pairs                                                                                        map[pair]int
 }
 
