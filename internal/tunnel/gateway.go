@@ -41,7 +41,7 @@ type gateway struct {
 	failed   chan error    // the listener is gone
 
 	shown atomic.Pointer[shownIdentity]
-	came  atomic.Int64 // transports of nodes, in all, and connections restored
+	came  atomic.Int64 // transports of nodes, in all, and connections that were restored or parked
 
 	mu       sync.Mutex // guards everything below
 	networks []*network

@@ -135,6 +135,7 @@ func (p *peerConn) park(c *control.Conn) {
 func (p *peerConn) parkLocked() {
 	remaining := p.conn.Remaining()
 	p.conn, p.journalled = nil, nil
+	p.g.came.Add(1) // what it held is left behind
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	p.g.parkedLocked(p, remaining)

@@ -124,7 +124,7 @@ func (s *serving) serve(ctx context.Context, nc net.Conn, release func()) {
 
 	var enrolment func()
 	t := tls.Server(sock, s.config(remoteAddr(nc), &enrolment))
-	err := t.Handshake() // ends with sock; with a context it would start a goroutine
+	err := handshake(t)
 	if enrolment != nil {
 		defer enrolment()
 	}
@@ -146,6 +146,15 @@ func (s *serving) serve(ctx context.Context, nc net.Conn, release func()) {
 		defer c.Close()
 		s.Handler.Enrol(ctx, c)
 	}
+}
+
+// handshake has a goroutine of its own, for the sake of its stack: what TLS needs of
+// it the transport would keep for life.
+// It ends with the socket.
+func handshake(t *tls.Conn) error {
+	done := make(chan error)
+	go func() { done <- t.Handshake() }()
+	return <-done
 }
 
 // config chooses by ALPN in the ClientHello. What one transport negotiated is

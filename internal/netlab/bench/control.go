@@ -173,8 +173,7 @@ func (b *bench) storm(ctx context.Context, s *stage, r *report) error {
 	if err != nil {
 		return err
 	}
-	perNode := func(mib float64) float64 { return (mib - empty) * 1024 / float64(b.nodes) }
-	r.own("memory, each connected node", "KiB", perNode(steady))
+	r.own("memory, each connected node", "KiB", b.perNode(steady, empty))
 	if err := s.client.Call("Crowd.Keep", all, &struct{}{}); err != nil {
 		return err
 	}
@@ -209,22 +208,8 @@ func (b *bench) storm(ctx context.Context, s *stage, r *report) error {
 	r.own("storm: peak memory / steady", "ratio", peak/steady)
 	b.say("storm of %d nodes: gateway ready after %.1f s, all back after %.1f s, %d sessions lost, %d dials refused, a new log-in took %.1f s, memory %.0f MiB, peak %.0f MiB",
 		b.nodes, restored.Seconds(), took.Seconds(), back.Lost, back.Retries, newcomer.Seconds, steady, peak)
-	return b.suspended(ctx, s, empty, r)
-}
-
-// suspended measures a gateway that was started with every session suspended.
-func (b *bench) suspended(ctx context.Context, s *stage, empty float64, r *report) error {
 	s.close()
-	if _, err := s.restarted(ctx); err != nil {
-		return err
-	}
-	held, err := s.settled(ctx, b.quiet)
-	if err != nil {
-		return err
-	}
-	r.own("memory, each suspended session", "KiB", (held-empty)*1024/float64(b.nodes))
-	b.say("memory: gateway alone %.0f MiB, with %d suspended sessions %.0f MiB", empty, b.nodes, held)
-	return nil
+	return b.restored(ctx, s, empty, r)
 }
 
 // settled is what the gateway holds when so many looks, a second apart, have found
@@ -239,10 +224,8 @@ func (s *stage) settled(ctx context.Context, looks int) (held float64, err error
 		if math.Abs(held-before) > before/50 {
 			same = 0
 		}
-		select {
-		case <-time.After(look):
-		case <-ctx.Done():
-			return 0, ctx.Err()
+		if err := wait(ctx, look); err != nil {
+			return 0, err
 		}
 	}
 	return held, nil

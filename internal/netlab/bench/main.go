@@ -53,9 +53,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if flags.Parse(args) != nil {
 		return 2
 	}
-	parts := map[string][]part{"": {(*bench).compare, (*bench).setUps, (*bench).control}, "data": {(*bench).compare, (*bench).setUps}, "control": {(*bench).control}}[flags.Arg(0)]
+	parts := map[string][]part{"": {(*bench).compare, (*bench).setUps, (*bench).control}, "data": {(*bench).compare, (*bench).setUps}, "control": {(*bench).control}, "memory": {(*bench).memory}}[flags.Arg(0)]
 	if parts == nil || flags.NArg() > 1 || b.rounds < 1 || *seconds <= 0 || b.nodes < 1 {
-		fmt.Fprintln(stderr, "bench: error: want data, control or nothing for both, at least one round and node, and more than 0 seconds")
+		fmt.Fprintln(stderr, "bench: error: want data, control, memory or nothing for the first two, at least one round and node, and more than 0 seconds")
 		return 2
 	}
 	b.length = time.Duration(*seconds * float64(time.Second))
