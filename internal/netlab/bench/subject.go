@@ -68,35 +68,42 @@ type tunnel struct {
 const ourTunnel = "bench"
 
 func startTunneld(ctx context.Context, p *pair, bin netlab.Binaries) (*tunnel, error) {
-	ctx, cancel := context.WithTimeout(ctx, settle)
-	defer cancel()
 	gateway, node := p.right.Daemon(bin, "gateway"), p.left.Daemon(bin, "node")
-	if err := gateway.Init(ctx, "--name", "gateway", "--public", rightWire+":443", "--network", ourTunnel+"=10.77.0.0/24"); err != nil {
-		return nil, err
-	}
-	if err := node.Init(ctx, "--name", "node"); err != nil {
-		return nil, err
-	}
-	for _, d := range []*netlab.Daemon{gateway, node} {
-		if err := d.Start(); err != nil {
-			return nil, err
-		}
-		if err := d.WaitReady(ctx); err != nil {
-			return nil, err
-		}
-	}
-	code, err := gateway.Ctl(ctx, "invite", "node")
-	if err != nil {
-		return nil, err
-	}
-	if _, err := node.CtlInput(ctx, code, "join", "-"); err != nil {
-		return nil, err
-	}
-	if _, err := node.Ctl(ctx, "up", ourTunnel); err != nil {
+	if err := dialUp(ctx, gateway, node); err != nil {
 		return nil, err
 	}
 	s := subject{address: "10.77.0.1", processes: []*proc{node.Process(), gateway.Process()}}
 	return &tunnel{s, p, node}, nil
+}
+
+// dialUp makes a gateway and a node from nothing, starts them, and has the node's
+// tunnel up.
+func dialUp(ctx context.Context, gateway, node *netlab.Daemon) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	if err := gateway.Init(ctx, "--name", "gateway", "--public", rightWire+":443", "--network", ourTunnel+"=10.77.0.0/24"); err != nil {
+		return err
+	}
+	if err := node.Init(ctx, "--name", "node"); err != nil {
+		return err
+	}
+	for _, d := range []*netlab.Daemon{gateway, node} {
+		if err := d.Start(); err != nil {
+			return err
+		}
+		if err := d.WaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	code, err := gateway.Ctl(ctx, "invite", "node")
+	if err != nil {
+		return err
+	}
+	if _, err := node.CtlInput(ctx, code, "join", "-"); err != nil {
+		return err
+	}
+	_, err = node.Ctl(ctx, "up", ourTunnel)
+	return err
 }
 
 // wireguard is two processes of wireguard-go.
