@@ -398,7 +398,7 @@ func (d *decoder) data(c *Config) {
 	if e := c.Data.Engine; e != EngineNative && e != EngineReference {
 		d.problem("data.engine", "%q is no engine: write %q or %q, or remove the key", e, EngineNative, EngineReference)
 	}
-	d.between("data.rekey", c.Data.Rekey, time.Second, 24*time.Hour)
+	d.between("data.rekey", c.Data.Rekey, 20*time.Millisecond, 24*time.Hour) // a peer takes a handshake in 20 ms
 	d.between("data.redial", c.Data.Redial, time.Second, 24*time.Hour)
 	least, why := minMTU4, ""
 	for _, n := range c.Networks {

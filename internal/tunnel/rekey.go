@@ -204,7 +204,7 @@ func (t *dialled) lookAtKeyLocked(now time.Time, wait *time.Duration) []control.
 		return nil
 	}
 	if now.Before(t.keys.due) {
-		*wait = min(*wait, max(t.keys.due.Sub(now), keyConfirm))
+		*wait = min(*wait, t.keys.due.Sub(now))
 		return nil
 	}
 	if now.Sub(statsOf(t.dev, t.session.ID).LastHandshake) > youngKey {
