@@ -2,7 +2,7 @@
 // this machine, and measures what is ours alone.
 //
 //	sudo make bench                       (BENCH_JSON=FILE for the figures)
-//	bench [-rounds N] [-seconds S] [-nodes N] [data|restart|control]
+//	bench [-rounds N] [-seconds S] [-nodes N] [data|restart|control|memory]
 //
 // Two hosts are joined by a veth pair. Between them run, at once, a gateway and
 // a node of ours, and two processes of wireguard-go of the version that go.mod
