@@ -219,6 +219,9 @@ func (g *gateway) control(e *end, first *wire.Packet) {
 		return
 	}
 	if r := g.drain.Refuses(wire.StopError, q.Recovery != nil); r != nil {
+		if q.Recovery != nil {
+			broken("drain", "%s is about to go and refuses the resume of %s", g.h.name, e.peer().h.name)
+		}
 		g.refuse(e, first, *r, g.drain.To...)
 		return
 	}

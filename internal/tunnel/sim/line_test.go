@@ -161,7 +161,9 @@ func (e *end) eof() {
 		e.h.after(0, e.eof)
 		return
 	}
-	e.read(nil)
+	if e.read(nil); e.dead || e.gone() {
+		return // killed over what it read
+	}
 	if _, err := wire.ReadPacket(bufio.NewReader(bytes.NewReader(e.rx)), wire.MaxMessage); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		broken("wire", "ReadPacket of a message cut short (%x) = %v", e.rx, err)
 	}
