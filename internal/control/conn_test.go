@@ -364,7 +364,7 @@ func TestConnSlowPeer(t *testing.T) {
 		release := make(chan struct{})
 		e.up.set(func(w *tap) { w.stall = release })
 		start := time.Now()
-		for range sendQueue + 3 {
+		for range sendQueue + maxWrite/32 { // the first write is taken, of messages larger than that
 			if err := e.node.Do(t.Context(), RenewCertificate{session.NewID(), []byte("csr")}); err != nil {
 				t.Fatal(err)
 			}
