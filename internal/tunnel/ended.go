@@ -103,12 +103,15 @@ func (p *peerConn) endings(live []control.Session) []*endedV2 {
 
 // saved notes what the journal has of this connection now.
 func (p *peerConn) saved(live []control.Session, ended []*endedV2) {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
 	p.journalled = p.journalled[:0]
 	for _, s := range live {
 		p.journalled = append(p.journalled, s.ID)
+		if mb := p.g.members.byID[s.ID]; mb != nil {
+			mb.serial = s.Changes
+		}
 	}
-	p.g.mu.Lock()
-	defer p.g.mu.Unlock()
 	for _, e := range ended {
 		delete(p.g.finals, e.Session)
 	}

@@ -325,31 +325,51 @@ func (p *peerConn) proven(restarted bool) {
 	}
 	p.offerLater() // what could not be offered meanwhile
 	if restarted || p.restored {
-		p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
+		p.tellLifetimesLater()
 		p.g.m.chores.add("stamps "+connectionKey(p.id), p.tellStamps)
 	}
 }
 
 // tellLifetimes tells the node what ends its sessions and what is left of that.
+// What was extended on the way is told again: the node takes the last word.
 func (p *peerConn) tellLifetimes(ctx context.Context) {
-	var tell []control.ChangeLifetime
+	tell, said := p.lifetimes()
+	for _, c := range tell {
+		p.Do(ctx, c)
+	}
 	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	for mb, terms := range said {
+		if mb.life.Terms != terms {
+			p.tellLifetimesLater()
+			return
+		}
+	}
+}
+
+func (p *peerConn) tellLifetimesLater() {
+	p.g.m.chores.add("lifetimes "+connectionKey(p.id), p.tellLifetimes)
+}
+
+// lifetimes is what there is to tell of the node's sessions, and of what terms
+// that speaks.
+func (p *peerConn) lifetimes() (tell []control.ChangeLifetime, said map[*member]wire.Lifetime) {
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	said = map[*member]wire.Lifetime{}
 	now, wall := bootNow(), time.Now()
 	for _, mb := range p.g.members.byConn.list(p) {
 		terms := mb.life.Terms
 		if terms == (wire.Lifetime{}) && mb.told == terms {
 			continue
 		}
+		mb.told, said[mb] = terms, terms
 		if terms.Absolute > 0 {
 			terms.Absolute = max(time.Second, mb.life.AbsoluteTo(now, wall).Since(now))
 		}
-		mb.told = mb.life.Terms
 		tell = append(tell, control.ChangeLifetime{LocalID: mb.local, Lifetime: terms})
 	}
-	p.g.mu.Unlock()
-	for _, c := range tell {
-		p.Do(ctx, c)
-	}
+	return tell, said
 }
 
 // proofTooOld refuses a session over a transport whose set-up is longer ago than

@@ -39,6 +39,7 @@ type member struct {
 	network   *network
 	conn      *peerConn
 	local     uint32 // its id in conn
+	serial    uint64 // of changes made to it, as journalled
 	node      string
 	nodeID    session.ID
 	state     session.State
@@ -246,7 +247,7 @@ func (mb *member) engineSession(gate engine.Gate) engine.Session {
 // newMember enters a session of a control connection.
 func (g *gateway) newMember(n *network, p *peerConn, s control.Session) *member {
 	mb := &member{
-		id: s.ID, network: n, conn: p, local: s.LocalID, node: p.node, nodeID: p.nodeID,
+		id: s.ID, network: n, conn: p, local: s.LocalID, serial: s.Changes, node: p.node, nodeID: p.nodeID,
 		state: s.State, began: time.Now(), since: time.Now(), resumes: s.Resumes, epoch: s.KeyEpoch,
 		addresses: s.Addresses, advertise: s.Advertise, terms: termsOf(s), peerKey: s.PeerKey, psk: s.PresharedKey,
 		life: newLife(n.lifetimeOf(s), s, s.Began, wire.RefresherGateway), told: s.Lifetime, held: s.Held,

@@ -118,14 +118,14 @@ func (m *Manager) Sessions(context.Context) ([]api.Session, error) {
 func (mb *member) view(g *gateway) api.Session {
 	st := statsOf(mb.network.dev, mb.id)
 	total := mb.base.plus(st)
-	path, epoch, since := pathUDP, mb.epoch, mb.since
+	path, epoch, since, serial := pathUDP, mb.epoch, mb.since, mb.serial
 	lifetime, refresher, refreshAt := lifetimeView(&mb.life.Refresh, bootNow(), time.Now())
 	return api.Session{
 		Session: mb.id.String(), Node: mb.node, Network: mb.network.cfg.Name, State: mb.shown().String(),
 		Addresses: notNil(mb.addresses), Path: &path, Endpoint: endpointText(st.Endpoint), KeyEpoch: &epoch,
 		Resumes: mb.resumes, LastHandshakeAt: instant(st.LastHandshake), RxBytes: total.RxBytes, TxBytes: total.TxBytes,
 		Since: &since, ExpiresAt: instant(mb.life.ExpiresAt(bootNow(), time.Now())), Quarantined: mb.stranger(),
-		LifetimeMillis: lifetime, Refresher: refresher, RefreshAt: refreshAt, Serial: serialOf(mb.conn.conn, mb.id),
+		LifetimeMillis: lifetime, Refresher: refresher, RefreshAt: refreshAt, Serial: &serial,
 	}
 }
 
