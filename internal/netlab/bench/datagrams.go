@@ -29,7 +29,7 @@ const (
 // header is struct mmsghdr of sendmmsg(2) and recvmmsg(2).
 type header struct {
 	unix.Msghdr
-	n uint32
+	_ uint32 // how many octets; nobody asks
 }
 
 // headers is so many messages with one payload in common: what is in it is
